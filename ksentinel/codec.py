@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Events as plain dicts and back: for recordings, for evidence in alerts, for the test events of rules.
+
+What has its default value is left out, so that a person can write one by hand::
+
+    {"event": "exec", "process": {"exe": "/bin/sh", "argv": ["sh"], "parent": {"exe": "/usr/sbin/nginx"}}}
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any, TypeVar
+
+import msgspec
+
+from ksentinel.errors import InputError
+from ksentinel.event import (
+    Address,
+    AuditEvent,
+    Event,
+    ExecEvent,
+    ExitEvent,
+    ForkEvent,
+    Origin,
+    Process,
+    ProcessKey,
+    Record,
+    SyscallEvent,
+)
+
+KINDS: dict[str, type[Event]] = {
+    "fork": ForkEvent,
+    "exec": ExecEvent,
+    "exit": ExitEvent,
+    "syscall": SyscallEvent,
+    "audit": AuditEvent,
+}
+_NAMES = {kind: name for name, kind in KINDS.items()}
+_MAX_ANCESTORS = 64
+
+Plain = dict[str, Any]
+T = TypeVar("T")
+
+
+def process_to_plain(process: Process, *, ancestors: int = _MAX_ANCESTORS) -> Plain:
+    """Return a process with up to *ancestors* of its parents; the service is marked where it stands in that line."""
+    plain = _scalars(process, skip=("key", "parent", "service", "depth"))
+    plain["pid"], plain["start_ns"] = process.key.pid, process.key.start_ns
+    if process.parent is not None and ancestors:
+        plain["parent"] = process_to_plain(process.parent, ancestors=ancestors - 1)
+    if process.service is not None:
+        plain["service"] = {"pid": process.service_key.pid, "start_ns": process.service_key.start_ns}
+        if all(a.key != process.service_key for a in process.ancestors()):
+            plain["service"]["exe"] = process.service_exe
+    return plain
+
+
+def process_from_plain(plain: Mapping[str, Any], *, depth: int = 0) -> Process:
+    """
+    Rebuild a process.
+
+    Raises
+    ------
+    InputError
+        If a name or a type is wrong.
+    """
+    if depth > _MAX_ANCESTORS:
+        raise InputError(f"more than {_MAX_ANCESTORS} ancestors")
+    rest = dict(plain)
+    key = ProcessKey(int(rest.pop("pid", 0)), int(rest.pop("start_ns", 0)))
+    parent = rest.pop("parent", None)
+    above = None if parent is None else process_from_plain(parent, depth=depth + 1)
+    named = rest.pop("service", None)
+    process = _build(Process, rest, key=key, parent=above)
+    if named is None:
+        return process
+    service = ProcessKey(int(named.get("pid", 0)), int(named.get("start_ns", 0)))
+    for ancestor in process.ancestors():
+        if ancestor.key == service:
+            return _build(Process, rest, key=key, parent=above, service=ancestor)
+    stranger = Process(service, exe=str(named.get("exe", "")))
+    return _build(Process, rest, key=key, parent=above, service=stranger)
+
+
+def event_to_plain(event: Event, process: Callable[[Process], Any] = process_to_plain) -> Plain:
+    """Return an event as a dict; *process* says how its process is written."""
+    plain = _scalars(event, skip=("process", "records", "address"))
+    plain["event"] = _NAMES[type(event)]
+    plain["process"] = process(event.process)
+    if event.records:
+        plain["records"] = [[r.type, [list(pair) for pair in r.fields]] for r in event.records]
+    if isinstance(event, SyscallEvent) and event.address is not None:
+        plain["address"] = _scalars(event.address)
+    return plain
+
+
+def event_from_plain(
+    plain: Mapping[str, Any], process: Callable[[Any], Process] = process_from_plain
+) -> Event:
+    """
+    Rebuild an event from `event_to_plain`, or from what a person wrote.
+
+    Raises
+    ------
+    InputError
+        If a name or a type is wrong.
+    """
+    rest = dict(plain)
+    kind = rest.pop("event", None)
+    if kind not in KINDS:
+        raise InputError(f"event {kind!r} is none of {', '.join(KINDS)}")
+    who = process(rest.pop("process", {}))
+    rest.setdefault("time_ns", 0)
+    rest.setdefault("tid", who.key.pid)
+    rest["origin"] = Origin(rest.get("origin", Origin.BPF))
+    records = tuple(Record(t, tuple((str(k), str(v)) for k, v in f)) for t, f in rest.pop("records", ()))
+    extra: dict[str, Any] = {"process": who, "records": records}
+    if "address" in rest:
+        extra["address"] = _build(Address, rest.pop("address"))
+    return _build(KINDS[kind], rest, **extra)
+
+
+def _scalars(value: Any, skip: tuple[str, ...] = ()) -> Plain:
+    plain: Plain = {}
+    for f in fields(value):
+        if f.name in skip:
+            continue
+        part = getattr(value, f.name)
+        if part != _default(f):
+            plain[f.name] = part if isinstance(part, str | int | float | bool) else msgspec.to_builtins(part)
+    return plain
+
+
+def _default(f: Field[Any]) -> Any:
+    return MISSING if f.default is MISSING else f.default
+
+
+def _build(kind: type[T], plain: Mapping[str, Any], **extra: Any) -> T:
+    types = {f.name: f.type for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(plain) - set(types))
+    if unknown:
+        raise InputError(f"{kind.__name__} has no {', '.join(unknown)}")
+    try:
+        parts = {name: msgspec.convert(value, types[name]) for name, value in plain.items()}
+        return kind(**parts, **extra)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InputError(f"{kind.__name__}: {error}") from error

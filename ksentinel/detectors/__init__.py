@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Detectors: how unusual is a window? One protocol, several implementations, our sign: **higher is worse**.
+
+`Detector` is what a single model keeps; `model.Model` joins several through calibrated p-values into an `Anomaly`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ksentinel.level import Level
+from ksentinel.window import Window
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+class Detector(Protocol):
+    """
+    A model of normal windows.
+
+    In scikit-learn's manners: no logic in ``__init__``, learnt names end in ``_``, unfitted use raises
+    `ModelError`. Deterministic: same windows and parameters, same scores.
+    """
+
+    name: str
+
+    def fit(self, windows: Sequence[Window]) -> Self:
+        """Learn what is normal."""
+        ...
+
+    def score(self, windows: Sequence[Window]) -> Floats:
+        """Return one score a window, shape (len(windows),); higher is worse."""
+        ...
+
+    def ablate(self, window: Window, removed: Bools) -> Floats:
+        """
+        Return the scores that *window* would have without some of its n-grams.
+
+        Parameters
+        ----------
+        removed
+            Shape (m, len(window.tokens)): True where the n-gram that ends at this position is taken as neutral.
+
+        Returns
+        -------
+        Shape (m,).
+        """
+        ...
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return everything learnt, and the parameters, as plain arrays (no object dtype)."""
+        ...
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Rebuild from `to_arrays`; raises ModelError if something is missing, or of the wrong shape or type."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MemberScore:
+    """What one detector says of a window."""
+
+    name: str
+    score: float
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Anomaly:
+    """
+    What the model says of a window.
+
+    Attributes
+    ----------
+    p_value
+        How often a normal window is at least as unusual; members combined.
+    level
+        `Level.NONE` below every threshold.
+    decided_by
+        Name of the member with the smallest p-value.
+    profile
+        What it was compared with: ``(exe, service)``, ``(exe, "")`` or ``("", "")`` for the host-wide profile.
+    unseen
+        True if training never saw this executable.
+    """
+
+    window: Window
+    p_value: float
+    level: Level
+    members: tuple[MemberScore, ...]
+    decided_by: str
+    profile: tuple[str, str]
+    unseen: bool = False

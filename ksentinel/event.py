@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The currency: what happened, in words that no longer depend on whether audit or BPF saw it.
+
+Everything here is frozen. An event carries the `Process` that did it as it was at that moment; a process carries its
+parent as *that* was at fork. So ancestry needs no look-up, can't change under a reader, and goes when nothing refers
+to it any more.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import ip_address
+
+
+class Origin(StrEnum):
+    """Who saw it."""
+
+    AUDIT = "audit"
+    BPF = "bpf"
+    PROC = "proc"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ProcessKey:
+    """
+    A process across PID reuse: its PID and when it started.
+
+    *start_ns* is the start in nanoseconds since boot, rounded down to 10 ms (what ``/proc/PID/stat`` can tell, so
+    that both sources agree). Audit doesn't tell starts: there it is the time at which the PID was first seen, in
+    nanoseconds since the epoch.
+    """
+
+    pid: int
+    start_ns: int
+
+    def __str__(self) -> str:
+        return f"{self.pid}@{self.start_ns}"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """
+    A process at one moment.
+
+    Attributes
+    ----------
+    exe
+        Absolute path of the file that the kernel executed; empty if unknown.
+    argv
+        Its arguments, secrets masked; empty if unknown.
+    parent
+        Who forked it, as that was then; None for the first process, or if unknown.
+    was
+        The executable before the last exec: *who became what*.
+    service
+        The topmost ancestor that belongs to the same service (see `normalize.processes`); None if that is
+        this process itself.
+    session
+        Session id (``getsid``), if known.
+    auid
+        The user who logged in (audit's login uid), if known.
+    """
+
+    key: ProcessKey
+    exe: str = ""
+    argv: tuple[str, ...] = ()
+    parent: "Process | None" = field(default=None, repr=False, compare=False)
+    was: str = ""
+    service: "Process | None" = field(default=None, repr=False, compare=False)
+    uid: int | None = None
+    euid: int | None = None
+    auid: int | None = None
+    session: int | None = None
+    cwd: str = ""
+    comm: str = ""
+    depth: int = field(default=0, repr=False, compare=False)
+
+    @property
+    def command_line(self) -> str:
+        """The arguments, joined by blanks: what Sigma calls CommandLine."""
+        return " ".join(self.argv)
+
+    @property
+    def service_exe(self) -> str:
+        """Executable of the service that this process belongs to."""
+        return self.exe if self.service is None else self.service.exe
+
+    @property
+    def service_key(self) -> ProcessKey:
+        """Key of the service that this process belongs to."""
+        return self.key if self.service is None else self.service.key
+
+    def lineage(self) -> Iterator["Process"]:
+        """Yield this process, its parent, and so on, up to and including its service."""
+        process: Process | None = self
+        root = self.service_key
+        while process is not None:
+            yield process
+            if process.key == root:
+                return
+            process = process.parent
+
+    def ancestors(self) -> Iterator["Process"]:
+        """Yield parent, grandparent and so on, as far as known."""
+        process = self.parent
+        while process is not None:
+            yield process
+            process = process.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A socket address: *family* is ``inet``, ``inet6``, ``unix``, ``netlink`` or ``af_N``."""
+
+    family: str
+    host: str = ""
+    port: int | None = None
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path or not self.host:
+            return self.path or self.family
+        host = f"[{self.host}]" if self.family == "inet6" else self.host
+        return host if self.port is None else f"{host}:{self.port}"
+
+    @property
+    def reach(self) -> str:
+        """``loopback``, ``private``, ``public`` or ``local``."""
+        if not self.host:
+            return "local"
+        address = ip_address(self.host)
+        if address.is_loopback:
+            return "loopback"
+        return "private" if address.is_private or address.is_link_local else "public"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One audit line as it came: its type (``SYSCALL``, ``PATH``, ...) and its fields, raw names, decoded values."""
+
+    type: str
+    fields: tuple[tuple[str, str], ...]
+
+    def get(self, name: str) -> str | None:
+        """Return the first value of the field *name*."""
+        return next((value for key, value in self.fields if key == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Happened:
+    time_ns: int
+    """Nanoseconds since the epoch."""
+    process: Process
+    tid: int
+    origin: Origin
+    records: tuple[Record, ...] = field(default=(), repr=False)
+    """The audit records that the event was made of; empty for BPF."""
+    token: int | None = field(default=None, repr=False)
+    """The system call as models see it; None if there is none, or if the collector's windows have it already (BPF)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkEvent(_Happened):
+    """A process was born; ``process`` is the child."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecEvent(_Happened):
+    """
+    A process became another program; ``process`` is it afterwards.
+
+    *path* is the file as it was asked for (for a script: the script; ``process.exe`` is then its interpreter).
+    """
+
+    path: str = ""
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitEvent(_Happened):
+    """A process ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyscallEvent(_Happened):
+    """
+    A system call with its arguments.
+
+    Attributes
+    ----------
+    syscall
+        Its name, without ABI prefix: ``openat``.
+    abi
+        ``native``, or ``i386``, ``x32``, ``compat``.
+    paths
+        Absolute where the directory was known; ``rename`` has two.
+    flags, mode
+        Of open, mount, clone, ...; None if the call has none.
+    address
+        Of connect, bind, sendto.
+    target
+        The process id it is about: kill, ptrace, process_vm_writev.
+    values
+        Other numbers worth a name: ``("request", 16)``, ``("signal", 9)``, ``("uid", 0)``.
+    result
+        Return value, negative errno on failure; None where only the entry was seen (BPF).
+    truncated, unreadable
+        An argument was cut at the collector's limit; or was not in memory when the collector looked.
+    """
+
+    syscall: str
+    abi: str = "native"
+    paths: tuple[str, ...] = ()
+    flags: int | None = None
+    mode: int | None = None
+    address: Address | None = None
+    target: int | None = None
+    values: tuple[tuple[str, int], ...] = ()
+    result: int | None = None
+    truncated: bool = False
+    unreadable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEvent(_Happened):
+    """Something that audit says and that is no system call: a login, a configuration change; see ``records``."""
+
+    type: str
+
+
+Event = ForkEvent | ExecEvent | ExitEvent | SyscallEvent | AuditEvent

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Rules: what is known to be wrong, said in Sigma, and which clause of it spoke.
+
+A `RuleSet` turns an event into `Match` es. A match says which clauses were decisive, with field, value and span.
+"""
+
+from dataclasses import dataclass
+
+from ksentinel.event import Event
+from ksentinel.level import Level
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What an alert must know of a rule; the compiled condition stays in the rule set."""
+
+    id: str
+    title: str
+    level: Level
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    false_positives: tuple[str, ...] = ()
+    file: str = ""
+
+    @property
+    def techniques(self) -> tuple[str, ...]:
+        """ATT&CK technique ids, upper case: ``T1059.004``."""
+        return tuple(t.removeprefix("attack.").upper() for t in self.tags if t.startswith("attack.t"))
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """
+    One test of a rule that helped to decide.
+
+    Attributes
+    ----------
+    selection
+        Name of the Sigma selection it stands in.
+    field, value
+        The event's field and the value it had (None: the event has no such field).
+    test
+        What was asked, as in the rule: ``endswith '/cat'``.
+    span
+        Where in *value* the pattern matched: (start, end); None if that has no meaning.
+    negated
+        True for a part under ``not``: it was looked at and did not match.
+    """
+
+    selection: str
+    field: str
+    test: str
+    value: str | None
+    span: tuple[int, int] | None = None
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A rule that fired on an event, with the clauses that made it."""
+
+    rule: Rule
+    event: Event
+    clauses: tuple[Clause, ...]
