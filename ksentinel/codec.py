@@ -4,7 +4,15 @@ Events as plain dicts and back: for recordings, for evidence in alerts, for the 
 
 What has its default value is left out, so that a person can write one by hand::
 
-    {"event": "exec", "process": {"exe": "/bin/sh", "argv": ["sh"], "parent": {"exe": "/usr/sbin/nginx"}}}
+    {
+        "event": "exec",
+        "process": {
+            "exe": "/bin/sh",
+            "argv": ["sh"],
+            "parent": {"exe": "/usr/sbin/nginx"},
+            "service": {"exe": "/usr/sbin/nginx"},
+        },
+    }
 """
 
 from collections.abc import Callable, Mapping
@@ -67,7 +75,7 @@ def process_from_plain(plain: Mapping[str, Any], *, depth: int = 0) -> Process:
     if depth > _MAX_ANCESTORS:
         raise InputError(f"more than {_MAX_ANCESTORS} ancestors")
     rest = dict(plain)
-    key = ProcessKey(int(rest.pop("pid", 0)), int(rest.pop("start_ns", 0)))
+    key = ProcessKey(int(rest.pop("pid", 1000 - depth)), int(rest.pop("start_ns", 0)))
     parent = rest.pop("parent", None)
     above = None if parent is None else process_from_plain(parent, depth=depth + 1)
     named = rest.pop("service", None)
@@ -76,7 +84,7 @@ def process_from_plain(plain: Mapping[str, Any], *, depth: int = 0) -> Process:
         return process
     service = ProcessKey(int(named.get("pid", 0)), int(named.get("start_ns", 0)))
     for ancestor in process.ancestors():
-        if ancestor.key == service:
+        if ancestor.key == service or ("pid" not in named and ancestor.exe == named.get("exe")):
             return _build(Process, rest, key=key, parent=above, service=ancestor)
     stranger = Process(service, exe=str(named.get("exe", "")))
     return _build(Process, rest, key=key, parent=above, service=stranger)
