@@ -73,9 +73,29 @@ class ProcessTable:
             process = replace(process, service=_service(process))
         return self._keep(process)
 
-    def fork(self, parent: ProcessKey, child: ProcessKey) -> Process:
+    def fork(
+        self,
+        parent: ProcessKey,
+        child: ProcessKey,
+        *,
+        session: int | None = None,
+        uid: int | None = None,
+        euid: int | None = None,
+    ) -> Process:
         """Enter a *child*: its parent's program, one step further down."""
-        return self._keep(_born(self.find(parent), child))
+        born = _born(self.find(parent), child)
+        return self._keep(
+            replace(
+                born,
+                session=born.session if session is None else session,
+                uid=born.uid if uid is None else uid,
+                euid=born.euid if euid is None else euid,
+            )
+        )
+
+    def change_user(self, process: Process, uid: int, euid: int) -> Process:
+        """Note that a process now runs as someone else."""
+        return self._keep(replace(process, uid=uid, euid=euid))
 
     def exec(
         self,

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BPF records become events and windows: bytes in, the currency out."""
+
+import ctypes
+import struct
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from posixpath import normpath
+
+from ksentinel import syscalls
+from ksentinel.bpf import abi
+from ksentinel.event import (
+    Address,
+    Event,
+    ExecEvent,
+    ExitEvent,
+    ForkEvent,
+    Origin,
+    Process,
+    ProcessKey,
+    SyscallEvent,
+)
+from ksentinel.normalize.processes import ProcessTable
+from ksentinel.normalize.redact import Redactor
+from ksentinel.sources.procfs import Running
+from ksentinel.window import Cause, Window
+
+_TICK_NS = 10_000_000
+_UNSET = 0xFFFFFFFF
+_AT_EMPTY_PATH = 0x1000
+
+_HEADER = struct.Struct("=HHIQQII")
+_WINDOW = struct.Struct("=QQIHH")
+_FORK = struct.Struct("=QIIII")
+_EXEC = struct.Struct("=IIII")
+_CALL = struct.Struct("=6QIIH")
+_PART = struct.Struct("=HH")
+
+# Which argument (from 1) holds flags, mode, the process it is about, and other numbers worth a name.
+_FLAGS = {
+    "open": 2, "openat": 3, "execveat": 5, "unlinkat": 3, "linkat": 5, "renameat2": 5, "mount": 4, "umount2": 2,
+    "memfd_create": 2, "unshare": 1, "setns": 2, "finit_module": 3, "delete_module": 2, "fchownat": 5,
+}  # fmt: skip
+_MODE = {"creat": 2, "open": 3, "openat": 4, "chmod": 2, "fchmod": 2, "fchmodat": 3, "fchmodat2": 3}
+_TARGET = {"kill": 1, "process_vm_readv": 1, "process_vm_writev": 1, "ptrace": 2}
+_VALUES: dict[str, tuple[tuple[str, int], ...]] = {
+    "kill": (("signal", 2),),
+    "ptrace": (("request", 1),),
+    "prctl": (("option", 1), ("arg2", 2)),
+    "bpf": (("command", 1),),
+    "setuid": (("uid", 1),),
+    "setgid": (("gid", 1),),
+    "setreuid": (("uid", 1), ("euid", 2)),
+    "setregid": (("gid", 1), ("egid", 2)),
+    "setresuid": (("uid", 1), ("euid", 2), ("suid", 3)),
+    "setresgid": (("gid", 1), ("egid", 2), ("sgid", 3)),
+    "chown": (("uid", 2), ("gid", 3)),
+    "lchown": (("uid", 2), ("gid", 3)),
+    "fchownat": (("uid", 3), ("gid", 4)),
+    "connect": (("fd", 1),),
+    "bind": (("fd", 1),),
+    "sendto": (("fd", 1),),
+    "fchmod": (("fd", 1),),
+}
+_O_CREAT, _O_TMPFILE = 0o100, 0o20000000
+
+
+class BpfNormalizer:
+    """
+    Turns the collector's records into events and windows, and keeps the process table up to date.
+
+    Parameters
+    ----------
+    table
+        Who is who.
+    epoch_ns
+        What to add to the kernel's boot clock to get nanoseconds since the epoch.
+    arch
+        Architecture of the kernel.
+    redact
+        Masks secrets in arguments; None keeps them.
+    """
+
+    def __init__(self, table: ProcessTable, epoch_ns: int, arch: str, redact: Redactor | None) -> None:
+        self.table = table
+        self.epoch_ns = epoch_ns
+        self.arch = arch
+        self.redact = redact
+        self.malformed = 0
+        self.sequence_gaps = 0
+        self._sequences: dict[int, int] = {}
+
+    def known(self, processes: Iterable[Running]) -> None:
+        """Enter the processes that run already."""
+        for found in processes:
+            parent = self.table.get(found.parent_pid)
+            self.table.add(
+                Process(
+                    found.key,
+                    exe=found.exe,
+                    argv=self._masked(found.argv),
+                    parent=parent,
+                    uid=found.uid,
+                    euid=found.euid,
+                    auid=found.auid,
+                    session=found.session,
+                    cwd=found.cwd,
+                    comm=found.comm,
+                    depth=0 if parent is None else parent.depth + 1,
+                )
+            )
+
+    def item(self, record: memoryview) -> Event | Window | None:
+        """Return what *record* says; None (and counted) if it can't be understood."""
+        try:
+            kind, flags, size, time_ns, start_ns, tgid, tid = _HEADER.unpack_from(record)
+            kind = kind if size == len(record) else None
+            key = ProcessKey(tgid, start_ns // _TICK_NS * _TICK_NS)
+            when = time_ns + self.epoch_ns
+            match kind:
+                case abi.Kind.WINDOW:
+                    return self._window(record, key, tid, flags)
+                case abi.Kind.CALL:
+                    return self._call(record, key, tid, flags, when)
+                case abi.Kind.FORK:
+                    return self._fork(record, key, tid, when)
+                case abi.Kind.EXEC:
+                    return self._exec(record, key, tid, flags, when)
+                case abi.Kind.EXIT:
+                    return ExitEvent(time_ns=when, process=self.table.exit(key), tid=tid, origin=Origin.BPF)
+        except (struct.error, ValueError):
+            pass
+        self.malformed += 1
+        return None
+
+    def _window(self, record: memoryview, key: ProcessKey, tid: int, flags: int) -> Window:
+        first, last, sequence, count, cause = _WINDOW.unpack_from(record, _HEADER.size)
+        tokens = struct.unpack_from(f"={count}H", record, _HEADER.size + _WINDOW.size)
+        if sequence != self._sequences.get(tid, sequence):
+            self.sequence_gaps += 1
+        if cause == Cause.EXIT:
+            self._sequences.pop(tid, None)
+        else:
+            self._sequences[tid] = sequence + 1
+        return Window(
+            process=self.table.find(key),
+            tid=tid,
+            first_ns=first + self.epoch_ns,
+            last_ns=last + self.epoch_ns,
+            tokens=tokens,
+            cause=Cause(cause),
+            origin=Origin.BPF,
+            lossy=bool(flags & abi.Flag.LOSSY),
+        )
+
+    def _fork(self, record: memoryview, key: ProcessKey, tid: int, when: int) -> ForkEvent:
+        parent_start, parent_pid, session, uid, euid = _FORK.unpack_from(record, _HEADER.size)
+        known = self.table.get(key.pid)
+        if known is None or known.key != key:  # else /proc told before the ring buffer did, and may know more
+            parent = ProcessKey(parent_pid, parent_start // _TICK_NS * _TICK_NS)
+            known = self.table.fork(parent, key, session=session, uid=uid, euid=euid)
+        self._sequences.pop(tid, None)
+        return ForkEvent(time_ns=when, process=known, tid=tid, origin=Origin.BPF)
+
+    def _exec(self, record: memoryview, key: ProcessKey, tid: int, flags: int, when: int) -> ExecEvent:
+        uid, euid, auid, session = _EXEC.unpack_from(record, _HEADER.size)
+        parts = _parts(record)
+        argv = parts.get(abi.PartKind.ARGV, b"").removesuffix(b"\0")
+        exe = _names(parts.get(abi.PartKind.EXE, b""))
+        process = self.table.exec(
+            key,
+            exe=f"{exe} (deleted)" if flags & abi.Flag.UNLINKED else exe,
+            argv=self._masked(tuple(_text(word) for word in argv.split(b"\0"))) if argv else (),
+            uid=uid,
+            euid=euid,
+            auid=None if auid == _UNSET else auid,
+            session=session,
+            cwd=_names(parts.get(abi.PartKind.CWD, b"")),
+        )
+        name = _string(parts.get(abi.PartKind.NAME, b""))
+        return ExecEvent(
+            time_ns=when,
+            process=process,
+            tid=tid,
+            origin=Origin.BPF,
+            path=_absolute(name, process.cwd),
+            truncated=bool(flags & abi.Flag.TRUNCATED),
+        )
+
+    def _call(self, record: memoryview, key: ProcessKey, tid: int, flags: int, when: int) -> SyscallEvent:
+        *args, uid, euid, token = _CALL.unpack_from(record, _HEADER.size)
+        parts = _parts(record)
+        variant, _, name = syscalls.token_name(token, self.arch).rpartition(":")
+        process = self.table.find(key)
+        if (process.uid, process.euid) != (uid, euid):
+            process = self.table.change_user(process, uid, euid)
+
+        open_flags = _number(args, _FLAGS.get(name))
+        if name == "openat2" and abi.PartKind.WORDS in parts:
+            open_flags = int.from_bytes(parts[abi.PartKind.WORDS], "little")
+        mode = _number(args, _MODE.get(name))
+        if name in {"open", "openat"} and not (open_flags or 0) & (_O_CREAT | _O_TMPFILE):
+            mode = None  # whatever stood in the register
+        paths = [
+            _absolute(_string(parts[path]), _names(parts.get(base, b"")))
+            for path, base in (
+                (abi.PartKind.PATH1, abi.PartKind.BASE1),
+                (abi.PartKind.PATH2, abi.PartKind.BASE2),
+            )
+            if path in parts
+        ]
+        return SyscallEvent(
+            time_ns=when,
+            process=process,
+            tid=tid,
+            origin=Origin.BPF,
+            syscall=name,
+            abi=variant or "native",
+            paths=tuple(self._masked(tuple(paths))),
+            flags=open_flags,
+            mode=mode,
+            address=socket_address(parts[abi.PartKind.ADDRESS]) if parts.get(abi.PartKind.ADDRESS) else None,
+            target=_number(args, _TARGET.get(name), signed=True),
+            values=tuple((label, _number(args, n, signed=True) or 0) for label, n in _VALUES.get(name, ())),
+            truncated=bool(flags & abi.Flag.TRUNCATED),
+            unreadable=bool(flags & abi.Flag.UNREADABLE),
+        )
+
+    def _masked(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        return words if self.redact is None else self.redact.argv(words)
+
+
+def socket_address(raw: bytes) -> Address:
+    """
+    Return what a ``struct sockaddr`` says; also for audit's hexadecimal ``saddr``.
+
+    Examples
+    --------
+    >>> str(socket_address(bytes.fromhex("0200005016b8d822")))
+    '22.184.216.34:80'
+    """
+    (family,) = struct.unpack_from("=H", raw.ljust(2, b"\0"))
+    if family == 1:
+        path = raw[2:]
+        if path.startswith(b"\0"):
+            return Address("unix", path="@" + _text(path[1:].rstrip(b"\0")))
+        return Address("unix", path=_text(path.partition(b"\0")[0]))
+    if family == 2 and len(raw) >= 8:
+        return Address("inet", str(IPv4Address(raw[4:8])), int.from_bytes(raw[2:4], "big"))
+    if family == 10 and len(raw) >= 24:
+        address = IPv6Address(raw[8:24])
+        return Address("inet6", str(address.ipv4_mapped or address), int.from_bytes(raw[2:4], "big"))
+    names = {0: "unspec", 16: "netlink", 17: "packet", 38: "alg", 40: "vsock"}
+    return Address(names.get(family, f"af_{family}"))
+
+
+def _parts(record: memoryview) -> dict[int, bytes]:
+    parts: dict[int, bytes] = {}
+    at = abi.PARTS
+    while at + _PART.size <= len(record):
+        kind, length = _PART.unpack_from(record, at)
+        at += _PART.size
+        if at + length > len(record):
+            raise struct.error("a part is longer than its record")
+        parts[kind] = bytes(record[at : at + length])
+        at += length
+    return parts
+
+
+def _names(raw: bytes) -> str:
+    names = [name for name in reversed(raw.split(b"\0")) if name]
+    return "/" + "/".join(_text(name) for name in names) if raw else ""
+
+
+def _string(raw: bytes) -> str:
+    return _text(raw.partition(b"\0")[0])
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")
+
+
+def _absolute(path: str, base: str) -> str:
+    if not path:
+        return base
+    if not path.startswith("/"):
+        if not base:
+            return path
+        path = f"{base}/{path}"
+    return normpath(path).replace("//", "/", 1)
+
+
+def _number(args: Sequence[int], argument: int | None, *, signed: bool = False) -> int | None:
+    """Return the low 32 bits of an argument: what the kernel uses of an int."""
+    if argument is None:
+        return None
+    number = args[argument - 1] & 0xFFFFFFFF
+    return ctypes.c_int32(number).value if signed else number

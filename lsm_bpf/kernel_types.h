@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/* Kernel types: only the fields we read; CO-RE finds their offsets at load. */
+#ifndef KSENTINEL_KERNEL_TYPES_H
+#define KSENTINEL_KERNEL_TYPES_H
+
+#include <linux/types.h>
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+typedef struct { __u32 val; } kuid_t;
+struct cred { kuid_t uid; kuid_t euid; };
+struct qstr { const unsigned char *name; };
+struct inode { unsigned int i_nlink; };
+struct dentry { struct dentry *d_parent; struct qstr d_name; };
+struct vfsmount { struct dentry *mnt_root; };
+struct mount { struct mount *mnt_parent; struct dentry *mnt_mountpoint; struct vfsmount mnt; };
+struct path { struct vfsmount *mnt; struct dentry *dentry; };
+struct file { struct path f_path; struct inode *f_inode; };
+struct fdtable { unsigned int max_fds; struct file **fd; };
+struct files_struct { struct fdtable *fdt; };
+struct fs_struct { struct path pwd; };
+struct mm_struct { struct file *exe_file; unsigned long arg_start; unsigned long arg_end; };
+struct upid { int nr; };
+struct pid { struct upid numbers[1]; };
+typedef struct { int counter; } atomic_t;
+struct signal_struct { atomic_t live; struct pid *pids[4]; };
+struct thread_info { unsigned long flags; __u32 status; };
+struct task_struct {
+        struct thread_info thread_info;
+        int pid;
+        int tgid;
+        __u64 start_boottime;
+        struct task_struct *group_leader;
+        struct task_struct *real_parent;
+        const struct cred *cred;
+        struct signal_struct *signal;
+        struct mm_struct *mm;
+        struct fs_struct *fs;
+        struct files_struct *files;
+        kuid_t loginuid;
+};
+struct linux_binprm { const char *filename; };
+
+
+struct seq_file;
+struct bpf_iter_meta { struct seq_file *seq; __u64 session_id; __u64 seq_num; };
+struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; };
+
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+        unsigned long bp, bx, r10, r9, r8, cx, dx, si, di;
+};
+#elif defined(__TARGET_ARCH_arm64)
+struct user_pt_regs { __u64 regs[31]; };
+struct pt_regs { struct user_pt_regs user_regs; };
+#endif
+
+#pragma clang attribute pop
+
+#endif
