@@ -5,10 +5,12 @@ Windows: the last few system calls of each thread, as a stream of their own.
 Per thread, because interleaved threads ruin n-grams.
 """
 
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from ksentinel.event import Origin, Process
+from ksentinel.event import Event, ExecEvent, ExitEvent, Origin, Process
 
 LENGTH = 64
 """Tokens in a full window; the same as KS_WINDOW in lsm_bpf/ksentinel_abi.h."""
@@ -52,3 +54,68 @@ class Window:
     def profile(self) -> tuple[str, str]:
         """Executable and service ancestor: the normal profile this window is compared with."""
         return self.process.exe, self.process.service_exe
+
+
+class Assembler:
+    """
+    Makes windows of single events, for sources that don't deliver windows themselves (audit).
+
+    Per thread, never mixed. At most *limit* threads are kept: the one heard of least recently is closed early.
+
+    Parameters
+    ----------
+    idle_ns
+        A thread that was silent this long has its window closed by the next event of anyone.
+    """
+
+    def __init__(self, idle_ns: int = 2_000_000_000, limit: int = 16384) -> None:
+        self.idle_ns = idle_ns
+        self.limit = limit
+        self._open: OrderedDict[int, _Filling] = OrderedDict()
+
+    def add(self, event: Event) -> Iterator[Window]:
+        """Take an event in; yield the windows that it closes, its own thread's last."""
+        for tid, filling in list(self._open.items()):
+            if event.time_ns - filling.last_ns < self.idle_ns:
+                break
+            yield self._close(tid, Cause.IDLE)
+        if isinstance(event, ExecEvent) and event.tid in self._open:
+            yield self._close(event.tid, Cause.EXEC)
+        if event.token is not None:
+            filling = self._open.setdefault(event.tid, _Filling(event.process, event.time_ns, event.origin))
+            self._open.move_to_end(event.tid)
+            filling.process, filling.last_ns = event.process, event.time_ns
+            filling.tokens.append(event.token)
+            if len(filling.tokens) >= LENGTH:
+                yield self._close(event.tid, Cause.FULL)
+        if isinstance(event, ExitEvent) and event.tid in self._open:
+            yield self._close(event.tid, Cause.EXIT)
+        if len(self._open) > self.limit:
+            yield self._close(next(iter(self._open)), Cause.IDLE)
+
+    def finish(self) -> Iterator[Window]:
+        """Close what is open."""
+        for tid in list(self._open):
+            yield self._close(tid, Cause.STOP)
+
+    def _close(self, tid: int, cause: Cause) -> Window:
+        filling = self._open.pop(tid)
+        return Window(
+            process=filling.process,
+            tid=tid,
+            first_ns=filling.first_ns,
+            last_ns=filling.last_ns,
+            tokens=tuple(filling.tokens),
+            cause=cause,
+            origin=filling.origin,
+        )
+
+
+class _Filling:
+    __slots__ = ("first_ns", "last_ns", "origin", "process", "tokens")
+
+    def __init__(self, process: Process, first_ns: int, origin: Origin) -> None:
+        self.process = process
+        self.first_ns = self.last_ns = first_ns
+        self.origin = origin
+        self.tokens: list[int] = []

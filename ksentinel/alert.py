@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alerts: an incident as it is told to people and machines, with all of its evidence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ksentinel.codec import event_to_plain, process_to_plain
+from ksentinel.detectors import Anomaly
+from ksentinel.event import Process
+from ksentinel.level import Level
+from ksentinel.rules import Match
+from ksentinel.syscalls import token_name
+from ksentinel.verdict import Verdict
+
+FORMAT = 1
+"""Version of the JSON form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One rule's (or the model's) say, the first time in full and then how often."""
+
+    count: int
+    first_ns: int
+    last_ns: int
+    match: Match | None = None
+    anomaly: Anomaly | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """
+    One incident at one moment of its life.
+
+    Attributes
+    ----------
+    id
+        Of the incident: stays the same while the incident grows; the same for every replay.
+    revision
+        Rises with each new level or piece of evidence.
+    repeats
+        How many more incidents looked just like this one (same rules, same programs) and were folded into it.
+    evidence
+        Matches first, then anomalies, the most unusual first.
+    """
+
+    id: str
+    revision: int
+    opened_ns: int
+    updated_ns: int
+    process: Process
+    verdict: Verdict
+    evidence: tuple[Evidence, ...]
+    repeats: int = 0
+    arch: str = "x86_64"
+    explanation: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def level(self) -> Level:
+        """How bad."""
+        return self.verdict.level
+
+    @property
+    def matches(self) -> tuple[Match, ...]:
+        """The first match of each rule."""
+        return tuple(e.match for e in self.evidence if e.match is not None)
+
+    @property
+    def anomalies(self) -> tuple[Anomaly, ...]:
+        """The anomalies kept, the most unusual first."""
+        return tuple(e.anomaly for e in self.evidence if e.anomaly is not None)
+
+    @property
+    def title(self) -> str:
+        """The worst rule's title, or what the model saw."""
+        worst = max(self.matches, key=lambda m: m.rule.level, default=None)
+        if worst is not None:
+            return worst.rule.title
+        return f"Unusual system calls of {self.process.exe or 'an unknown program'}"
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the JSON form: what goes to the store and to a SIEM."""
+        return {
+            "format": FORMAT,
+            "id": self.id,
+            "revision": self.revision,
+            "level": str(self.level),
+            "action": str(self.verdict.action),
+            "agreed": self.verdict.agreed,
+            "reasons": list(self.verdict.reasons),
+            "title": self.title,
+            "opened": when(self.opened_ns),
+            "updated": when(self.updated_ns),
+            "opened_ns": self.opened_ns,
+            "updated_ns": self.updated_ns,
+            "repeats": self.repeats,
+            "techniques": sorted({t for m in self.matches for t in m.rule.techniques}),
+            "process": process_to_plain(self.process),
+            "evidence": [self._evidence(e) for e in self.evidence],
+            "explanation": self.explanation,
+        }
+
+    def _evidence(self, evidence: Evidence) -> dict[str, Any]:
+        plain: dict[str, Any] = {
+            "count": evidence.count,
+            "first_ns": evidence.first_ns,
+            "last_ns": evidence.last_ns,
+        }
+        if evidence.match is not None:
+            plain["match"] = _match(evidence.match)
+        if evidence.anomaly is not None:
+            plain["anomaly"] = _anomaly(evidence.anomaly, self.arch)
+        return plain
+
+
+def when(time_ns: int) -> str:
+    """Return nanoseconds since the epoch as ISO 8601, UTC, to the microsecond."""
+    return datetime.fromtimestamp(time_ns // 1000 / 1e6, UTC).isoformat(timespec="microseconds")
+
+
+def _match(match: Match) -> dict[str, Any]:
+    rule = match.rule
+    return {
+        "rule": {
+            "id": rule.id,
+            "title": rule.title,
+            "level": str(rule.level),
+            "tags": list(rule.tags),
+            "file": rule.file,
+            "false_positives": list(rule.false_positives),
+        },
+        "clauses": [
+            {
+                "selection": clause.selection,
+                "field": clause.field,
+                "test": clause.test,
+                "value": clause.value,
+                "span": None if clause.span is None else list(clause.span),
+                "negated": clause.negated,
+            }
+            for clause in match.clauses
+        ],
+        "event": event_to_plain(match.event),
+    }
+
+
+def _anomaly(anomaly: Anomaly, arch: str) -> dict[str, Any]:
+    window = anomaly.window
+    return {
+        "p_value": anomaly.p_value,
+        "level": str(anomaly.level),
+        "decided_by": anomaly.decided_by,
+        "profile": list(anomaly.profile),
+        "unseen": anomaly.unseen,
+        "members": [{"name": m.name, "score": m.score, "p_value": m.p_value} for m in anomaly.members],
+        "window": {
+            "pid": window.process.key.pid,
+            "tid": window.tid,
+            "exe": window.process.exe,
+            "first_ns": window.first_ns,
+            "last_ns": window.last_ns,
+            "lossy": window.lossy,
+            "syscalls": [token_name(token, arch) for token in window.tokens],
+        },
+    }
+
+
+def worst(alerts: Sequence[Alert]) -> Level:
+    """Return the highest level among *alerts*."""
+    return max((alert.level for alert in alerts), default=Level.NONE)

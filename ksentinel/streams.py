@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Streams: sources and normalizers joined, ready for the walk.
+
+Each is a `ksentinel.sources.Stream`; a `recording.Reader` is one by itself.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from ksentinel.normalize.audit import AuditNormalizer
+from ksentinel.normalize.bpf import BpfNormalizer
+from ksentinel.normalize.processes import ProcessTable
+from ksentinel.normalize.redact import Redactor
+from ksentinel.sources import Account, Item
+from ksentinel.sources.auditlog import AuditLog
+from ksentinel.sources.ringbuf import Collector
+from ksentinel.window import Assembler, Window
+
+_BATCH = 512
+
+
+class Live:
+    """
+    This host's system calls, as they happen, until *stop* says so.
+
+    Parameters
+    ----------
+    collector
+        Entered already.
+    keep
+        Which items to let through; the others are counted as ``excluded_items``.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        normalizer: BpfNormalizer,
+        stop: Callable[[], bool],
+        keep: Callable[[Item], bool] | None = None,
+    ) -> None:
+        self.collector = collector
+        self.normalizer = normalizer
+        self.stop = stop
+        self.keep = keep
+        self.excluded = 0
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        while not self.stop():
+            yield self._items(self.collector.poll())
+        for records in self.collector.finish():
+            yield self._items(records)
+
+    def account(self) -> Account:
+        """Return what the kernel counted and what became of it here."""
+        return {
+            **self.collector.account(),
+            "records_malformed": self.normalizer.malformed,
+            "sequence_gaps": self.normalizer.sequence_gaps,
+            "items_excluded": self.excluded,
+            "processes_forgotten": self.normalizer.table.forgotten,
+        }
+
+    def lost(self) -> int:
+        """Return how many records found no room in the ring buffer, or made no sense."""
+        return self.collector.lost() + self.normalizer.malformed
+
+    def _items(self, records: Sequence[memoryview]) -> list[Item]:
+        items = [item for record in records if (item := self.normalizer.item(record)) is not None]
+        if self.keep is None:
+            return items
+        kept = [item for item in items if self.keep(item)]
+        self.excluded += len(items) - len(kept)
+        return kept
+
+
+class AuditLogs:
+    """
+    Audit logs, one after the other in the order given: rotated ones oldest first.
+
+    Parameters
+    ----------
+    paths
+        Files, or ``-`` for *stdin*.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path | Literal["-"]], redact: Redactor | None, stdin: BinaryIO | None = None
+    ) -> None:
+        self.logs = [AuditLog(path, stdin) for path in paths]
+        self._normalizer = AuditNormalizer(ProcessTable(), redact)
+        self._assembler = Assembler()
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        batch: list[Item] = []
+        for log in self.logs:
+            for group in log:
+                for event in self._normalizer.events(group):
+                    closed = self._assembler.add(event)
+                    batch.extend(closed)
+                    batch.append(event)
+                if len(batch) >= _BATCH:
+                    yield batch
+                    batch = []
+        tail: list[Window] = list(self._assembler.finish())
+        yield [*batch, *tail]
+
+    def account(self) -> Account:
+        """Return the sums over all files: lines = lines_in_events + malformed + pending."""
+        accounts = [log.account for log in self.logs]
+        return {
+            "files": len(accounts),
+            "lines": sum(a.lines for a in accounts),
+            "lines_in_events": sum(a.in_events for a in accounts),
+            "malformed": sum(a.malformed for a in accounts),
+            "pending": sum(a.pending for a in accounts),
+            "events": sum(a.events for a in accounts),
+        }
+
+    def lost(self) -> int:
+        """Return how many lines made no sense."""
+        return sum(log.account.malformed for log in self.logs)
