@@ -1,0 +1,586 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: one function a subcommand: parse, call, print. The only place that asks for clock and host."""
+
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+import ksentinel
+from ksentinel.config import Config
+from ksentinel.errors import InputError, KsentinelError, UsageError
+from ksentinel.level import Level
+from ksentinel.printable import printable
+
+app = typer.Typer(
+    name="ksentinel",
+    help="Explainable syscall security monitor for Linux.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Configuration (YAML).")]
+ModelFolder = Annotated[
+    Path | None, typer.Option("--model", metavar="DIR", help="A trained model; without one, rules run alone.")
+]
+RulePaths = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--rules", metavar="PATH", help="Rule file or folder (repeatable); default: the shipped rules."
+    ),
+]
+StoreFile = Annotated[Path | None, typer.Option("--store", metavar="FILE", help="The store of alerts.")]
+Duration = Annotated[
+    str | None, typer.Option("--for", metavar="TIME", help="Stop by itself after, e.g., 90s, 10m, 2h.")
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit status 2 for wrong usage, 1 for a run that failed."""
+    try:
+        app(args=arguments, standalone_mode=True)
+    except KsentinelError as error:
+        complain(error)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        # Whoever read our output has gone; the interpreter must not find out again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def complain(error: KsentinelError) -> None:
+    """Print an error as one line."""
+    sys.stderr.write(f"ksentinel: {printable(str(error))}\n")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ksentinel {ksentinel.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def doctor(
+    json: Json = False,
+    need: Annotated[
+        str | None,
+        typer.Option(
+            "--for", metavar="WHAT", help="Exit 0 exactly if this would work: monitor, enforce, audit, build."
+        ),
+    ] = None,
+) -> None:
+    """
+    Say what this host can do, with a remedy for each no.
+
+    Exit status: 0 monitor and enforce would work, 3 only monitor would, 1 neither.
+    """
+    from ksentinel import support
+    from ksentinel.report import doctor_table
+
+    purposes = (support.MONITOR, support.ENFORCE, support.AUDIT, support.BUILD)
+    if need is not None and need not in purposes:
+        raise UsageError(f"--for {need!r} is none of {', '.join(purposes)}")
+    checks = list(support.examine())
+    works = {what: support.would_work(checks, what) for what in purposes}
+    if json:
+        _print_json(
+            {
+                "checks": [
+                    {
+                        "name": c.name,
+                        "ok": c.ok,
+                        "reason": c.reason,
+                        "remedy": c.remedy,
+                        "needed_for": list(c.needed_for),
+                    }
+                    for c in checks
+                ],
+                "works": works,
+            }
+        )
+    else:
+        doctor_table(checks, works)
+    if need is not None:
+        raise typer.Exit(0 if works[need] else 1)
+    raise typer.Exit(1 if not works[support.MONITOR] else 0 if works[support.ENFORCE] else 3)
+
+
+@app.command()
+def record(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The recording to write; must not exist.")
+    ],
+    duration: Duration = None,
+    exe: Annotated[
+        list[str] | None,
+        typer.Option("--exe", metavar="PATH", help="Keep only this executable (repeatable)."),
+    ] = None,
+    pid: Annotated[
+        list[int] | None,
+        typer.Option("--pid", metavar="N", help="Keep only this process and its children (repeatable)."),
+    ] = None,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Record every system call of this host: to train on, to replay, to try rules on. Needs root and BPF."""
+    from ksentinel.recording import Writer
+    from ksentinel.report import account_table
+
+    settings = _config(config)
+    seconds = parse_duration(duration)
+    keep = _keep(exe or [], pid or [])
+    facts = _host_facts() | {"exe": exe or [], "pid": pid or []}
+    with ExitStack() as stack:
+        stop = stack.enter_context(_stopping(seconds))
+        stream = stack.enter_context(_live(settings, stop, keep))
+        writer = stack.enter_context(Writer(out, facts))
+        _status(f"recording to {out}" + ("" if seconds is None else f" for {seconds:g} s") + "; Ctrl-C stops")
+        for batch in stream:
+            writer.write(batch)
+        account = stream.account()
+        writer.account(account)
+        writer.note({"ended_ns": time.time_ns()})
+    _print_json({"recording": str(out), "account": account}) if json else account_table(account)
+
+
+@app.command()
+def train(
+    recordings: Annotated[
+        list[Path], typer.Argument(metavar="RECORDING...", help="What `ksentinel record` wrote.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The model's folder, e.g. models/web.")],
+    order: Annotated[int, typer.Option(help="Length of the longest n-grams.", min=2, max=8)] = 5,
+    json: Json = False,
+) -> None:
+    """Learn what is normal on this host, calibrate it, and say which false-alarm rate that can promise."""
+    import hashlib
+    from dataclasses import replace
+
+    import msgspec
+
+    from ksentinel.detectors import artifact, facts
+    from ksentinel.recording import Reader
+    from ksentinel.report import Progress
+    from ksentinel.training import train as fit
+    from ksentinel.window import Window
+
+    if out.exists() and not out.is_dir():
+        raise UsageError("is no folder", at=out, remedy="name a folder for the model")
+    windows: list[Window] = []
+    named: list[facts.Recording] = []
+    about: dict[str, Any] = {}
+    for path in recordings:
+        with Reader(path) as recording:
+            about = recording.facts
+            if about.get("arch") != platform.machine():
+                raise InputError(
+                    f"was recorded on {about.get('arch')}, this is {platform.machine()}",
+                    at=path,
+                    remedy="train where it was recorded: numbers of system calls differ",
+                )
+            windows.extend(recording.windows())
+        named.append(facts.Recording(path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
+    with Progress(quiet=json) as progress:
+        trained = fit(windows, order=order, progress=progress.step)
+    known = replace(
+        trained.facts,
+        recordings=tuple(named),
+        host=str(about.get("host", "")),
+        kernel=str(about.get("kernel", "")),
+    )
+    artifact.save(trained.model, out, known)
+    if json:
+        _print_json({"model": str(out), "facts": msgspec.to_builtins(known)})
+        return
+    for line in trained.report:
+        typer.echo(printable(line))
+    typer.echo(f"model written to {out}")
+
+
+@app.command()
+def replay(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Audit logs (plain, gzip, - for standard input) or recordings."
+        ),
+    ],
+    model: ModelFolder = None,
+    rules: RulePaths = None,
+    store: StoreFile = None,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Lead audit logs or recordings through the whole walk. Needs no root; the same input gives the same alerts."""
+    from ksentinel.recording import Reader, is_recording
+    from ksentinel.streams import AuditLogs
+
+    settings = _config(config)
+    for path in files:
+        if path != Path("-") and not path.exists():
+            raise UsageError("there is no such file", at=path)
+        if path.is_dir():
+            raise UsageError("is a directory", at=path, remedy="name the files in it")
+    recorded = [path for path in files if path != Path("-") and is_recording(path)]
+    logs: list[Path | Literal["-"]] = [
+        "-" if path == Path("-") else path for path in files if path not in recorded
+    ]
+
+    with ExitStack() as stack:
+        sources: list[Any] = [stack.enter_context(Reader(path)) for path in recorded]
+        redact = _redactor(settings)
+        if logs:
+            sources.append(AuditLogs(logs, redact, sys.stdin.buffer))
+        pipeline = _pipeline(settings, rules, model, arch=_arch(sources))
+        outlet = stack.enter_context(_outlet(store, json=json))
+        for source in sources:
+            for alert in pipeline.walk(source):
+                outlet(alert)
+    accounts = [source.account() for source in sources]
+    files_told = [told for source in sources for told in _per_file(source)]
+    _finish(accounts, pipeline.account(), files_told, json=json)
+
+
+@app.command()
+def monitor(
+    duration: Duration = None,
+    model: ModelFolder = None,
+    rules: RulePaths = None,
+    store: StoreFile = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option("--scores", metavar="FILE", help="Write each window's p-values there, as JSON lines."),
+    ] = None,
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Watch this host live: every system call, the rules, the model, alerts with their evidence. Needs root and BPF."""
+    settings = _config(config)
+    seconds = parse_duration(duration)
+    pipeline = _pipeline(settings, rules, model, arch=platform.machine())
+    with ExitStack() as stack:
+        stop = stack.enter_context(_stopping(seconds))
+        stream = stack.enter_context(_live(settings, stop))
+        outlet = stack.enter_context(_outlet(store or default_store(), json=json))
+        if scores is not None:
+            pipeline.watch = stack.enter_context(_scores(scores))
+        _status("watching" + ("" if seconds is None else f" for {seconds:g} s") + "; Ctrl-C stops")
+        for alert in pipeline.walk(stream):
+            outlet(alert)
+        account = stream.account()
+    _finish([account], pipeline.account(), [], json=json)
+
+
+@app.command()
+def alerts(
+    store: StoreFile = None,
+    least: Annotated[
+        str, typer.Option("--level", metavar="LEVEL", help="This level and above.")
+    ] = "informational",
+    limit: Annotated[int, typer.Option(help="How many at most.", min=1)] = 100,
+    json: Json = False,
+) -> None:
+    """List stored alerts, the newest first."""
+    from ksentinel.report import alerts_table
+    from ksentinel.store import Store
+
+    try:
+        level = Level.parse(least)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    with Store(store or default_store(), _user()) as kept:
+        found = list(kept.alerts(least=level, limit=limit))
+    if json:
+        for alert in found:
+            _print_json(alert)
+    else:
+        alerts_table(found)
+
+
+@app.command()
+def explain(
+    alert_id: Annotated[str, typer.Argument(metavar="ID", help="An alert's id, or how it begins.")],
+    store: StoreFile = None,
+    json: Json = False,
+) -> None:
+    """Say why an alert was raised: rule clauses, n-grams, LIME weights, in words and numbers."""
+    from ksentinel.report import explanation
+    from ksentinel.store import Store
+
+    with Store(store or default_store(), _user()) as kept:
+        alert = kept.get(alert_id)
+    _print_json(alert) if json else explanation(alert)
+
+
+def default_store() -> Path:
+    """Return where alerts are kept: system-wide for root, in the user's state folder otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/ksentinel/alerts.db")
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
+    return Path(state) / "ksentinel" / "alerts.db"
+
+
+def parse_duration(text: str | None) -> float | None:
+    """
+    Return seconds; ``s`` may be left out.
+
+    Examples
+    --------
+    >>> parse_duration("90s"), parse_duration("1.5m"), parse_duration("2h"), parse_duration(None)
+    (90.0, 90.0, 7200.0, None)
+    """
+    if text is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 10 * 365 * 86400:
+        raise UsageError(f"{text!r} is no duration", remedy="say 90s, 10m or 2h")
+    return seconds
+
+
+def _user() -> int:
+    """Return whose files are trusted besides root's: the caller's, also through sudo (who could do as root anyway)."""
+    caller = os.environ.get("SUDO_UID", "")
+    return int(caller) if os.geteuid() == 0 and caller.isdigit() else os.getuid()
+
+
+def _config(path: Path | None) -> Config:
+    return Config() if path is None else Config.load(path)
+
+
+def _redactor(settings: Config) -> Any:
+    from ksentinel.normalize.redact import Redactor
+
+    return Redactor() if settings.privacy.redact else None
+
+
+def _host_facts() -> dict[str, Any]:
+    from ksentinel.event import Origin
+
+    return {
+        "ksentinel": ksentinel.__version__,
+        "host": platform.node(),
+        "kernel": platform.release(),
+        "arch": platform.machine(),
+        "origin": str(Origin.BPF),
+        "started_ns": time.time_ns(),
+    }
+
+
+@contextmanager
+def _stopping(seconds: float | None) -> Iterator[Callable[[], bool]]:
+    """Give a function that tells when to stop: at a signal, or after *seconds*."""
+    signalled = False
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        nonlocal signalled
+        signalled = True
+
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in caught}
+    end = None if seconds is None else time.monotonic() + seconds
+    try:
+        yield lambda: signalled or (end is not None and time.monotonic() >= end)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def _live(
+    settings: Config, stop: Callable[[], bool], keep: Callable[[Any], bool] | None = None
+) -> Iterator[Any]:
+    from ksentinel.normalize.bpf import BpfNormalizer
+    from ksentinel.normalize.processes import ProcessTable
+    from ksentinel.shipped import shipped
+    from ksentinel.sources.procfs import running
+    from ksentinel.sources.ringbuf import Collector
+    from ksentinel.streams import Live
+
+    epoch_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    arch = platform.machine()
+    normalizer = BpfNormalizer(ProcessTable(), epoch_ns, arch, _redactor(settings))
+    with Collector(
+        shipped("lsm_bpf/trace.bpf.o"),
+        os.getpid(),
+        arch,
+        idle_seconds=settings.collector.idle_seconds,
+        ring_bytes=settings.collector.ring_megabytes << 20,
+    ) as collector:
+        normalizer.known(running())
+        yield Live(collector, normalizer, stop, keep)
+
+
+def _keep(exes: list[str], pids: list[int]) -> Callable[[Any], bool] | None:
+    if not exes and not pids:
+        return None
+    wanted, numbers = {str(Path(exe).resolve()) for exe in exes}, set(pids)
+
+    def keep(item: Any) -> bool:
+        process = item.process
+        if process.exe in wanted or process.was in wanted:
+            return True
+        return bool(numbers) and (
+            process.key.pid in numbers or any(a.key.pid in numbers for a in process.ancestors())
+        )
+
+    return keep
+
+
+def _pipeline(settings: Config, rules: list[Path] | None, folder: Path | None, *, arch: str) -> Any:
+    from ksentinel.explain.explanation import Explainer
+    from ksentinel.incident import SECOND, Incidents
+    from ksentinel.pipeline import Pipeline
+    from ksentinel.rules.ruleset import RuleSet
+    from ksentinel.shipped import shipped
+
+    paths = rules or [Path(path) for path in settings.rules.paths] or [shipped("rules")]
+    ruleset = RuleSet.load(paths, trusted_uids={0, _user()})
+    model = None
+    if folder is not None:
+        from ksentinel.detectors import artifact
+
+        model = artifact.load(folder, arch=arch, uid=_user())
+    times = settings.incident
+    incidents = Incidents(
+        within_ns=int(times.agree_seconds * SECOND),
+        quiet_ns=int(times.quiet_seconds * SECOND),
+        fold_ns=int(times.fold_seconds * SECOND),
+        arch=arch,
+    )
+    return Pipeline(ruleset, model, incidents, explain=Explainer(model))
+
+
+def _arch(sources: Sequence[Any]) -> str:
+    """Return whose system call numbers the recordings have; they can't be mixed."""
+    found = {str(source.facts.get("arch")) for source in sources if hasattr(source, "facts")}
+    if len(found) > 1:
+        raise UsageError(f"recordings of {' and '.join(sorted(found))} can't be replayed together")
+    return found.pop() if found else platform.machine()
+
+
+@contextmanager
+def _outlet(store: Path | None, *, json: bool) -> Iterator[Callable[[Any], None]]:
+    """Give a function that takes each alert to the store, and to the terminal or as JSON to standard output."""
+    from ksentinel.report import alert_line
+    from ksentinel.sinks.jsonlines import JsonLines
+    from ksentinel.store import Store
+
+    with ExitStack() as stack:
+        kept = stack.enter_context(Store(store, _user(), write=True)) if store is not None else None
+        sink = JsonLines(sys.stdout.buffer) if json else None
+
+        def take(alert: Any) -> None:
+            if kept is not None:
+                kept.put(alert)
+            if sink is not None:
+                sink.send(alert)
+            else:
+                alert_line(alert)
+
+        yield take
+
+
+@contextmanager
+def _scores(path: Path) -> Iterator[Callable[[Any], None]]:
+    """Give a function that writes what the model says of a window."""
+    from ksentinel.store import to_json
+
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise InputError(f"can't be written: {error.strerror}", at=path) from None
+    with file:
+
+        def write(anomaly: Any) -> None:
+            window = anomaly.window
+            plain = {
+                "time_ns": window.last_ns,
+                "pid": window.process.key.pid,
+                "exe": window.process.exe,
+                "service": window.process.service_exe,
+                "tokens": len(window.tokens),
+                "p_value": anomaly.p_value,
+                "level": str(anomaly.level),
+                "unseen": anomaly.unseen,
+                "members": {m.name: [m.score, m.p_value] for m in anomaly.members},
+            }
+            file.write(to_json(plain) + b"\n")
+
+        yield write
+
+
+def _per_file(source: Any) -> Iterator[dict[str, Any]]:
+    if hasattr(source, "logs"):
+        for log in source.logs:
+            account = log.account
+            yield {
+                "file": str(account.file),
+                "lines": account.lines,
+                "lines_in_events": account.in_events,
+                "malformed": account.malformed,
+                "pending": account.pending,
+                "events": account.events,
+                "malformed_at": [{"at": str(bad.at), "reason": bad.reason} for bad in log.malformed],
+            }
+    else:
+        yield {"file": str(source.path), "items": source.count()}
+
+
+def _finish(
+    accounts: list[dict[str, Any]], walked: dict[str, int], files: list[dict[str, Any]], *, json: bool
+) -> None:
+    from ksentinel.report import account_table, files_table
+
+    total: dict[str, Any] = {}
+    for account in accounts:
+        for name, number in account.items():
+            total[name] = total.get(name, 0) + number
+    if json:
+        # The walk counts events of its own; what an audit log calls events stands with its file.
+        _print_json({"account": total, "walk": walked, "files": files} | _sums(files))
+        return
+    files_table(files)
+    account_table(total)
+    account_table(walked, title="The walk")
+
+
+def _sums(files: list[dict[str, Any]]) -> dict[str, int]:
+    names = ("lines", "lines_in_events", "malformed", "pending", "events")
+    return {name: sum(told.get(name, 0) for told in files) for name in names}
+
+
+def _print_json(plain: Any) -> None:
+    from ksentinel.store import to_json
+
+    sys.stdout.buffer.write(to_json(plain) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _status(text: str) -> None:
+    sys.stderr.write(f"ksentinel: {printable(text)}\n")
+    sys.stderr.flush()

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One paragraph in plain words, from templates: same alert, same text. Untrusted parts are made harmless."""
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from ksentinel.alert import Alert
+from ksentinel.detectors import Anomaly
+from ksentinel.event import ExecEvent, Process, SyscallEvent
+from ksentinel.printable import printable
+from ksentinel.rules import Clause, Match
+
+
+def paragraph(alert: Alert, window: Mapping[str, Any]) -> str:
+    """
+    Return who did what, which rule says so and why, what the model adds, and how sure that is.
+
+    Parameters
+    ----------
+    window
+        The explained window, as in the alert's explanation; empty if no model spoke.
+    """
+    sentences = []
+    matches = alert.matches
+    if matches:
+        sentences.append(_matched(matches[0], more=len(matches) - 1))
+    if alert.anomalies:
+        sentences.append(_unusual(alert.anomalies[0], window, also=bool(matches)))
+    sentences.append(_conclusion(alert))
+    if alert.repeats:
+        sentences.append(f"{alert.repeats} more like it were counted here.")
+    return " ".join(sentences)
+
+
+def name(process: Process) -> str:
+    """Return how a process is called in a sentence: ``sh (pid 7, started by lighttpd)``."""
+    called = printable(PurePosixPath(process.exe).name or process.comm or "an unknown program", 40)
+    details = [f"pid {process.key.pid}"]
+    if process.parent is not None and process.parent.exe not in {"", process.exe}:
+        details.append(f"started by {printable(PurePosixPath(process.parent.exe).name, 40)}")
+    if process.service_exe not in {"", process.exe} and (
+        process.parent is None or process.service_exe != process.parent.exe
+    ):
+        details.append(f"under {printable(PurePosixPath(process.service_exe).name, 40)}")
+    return f"{called} ({', '.join(details)})"
+
+
+def clause(clause: Clause) -> str:
+    """Return a clause as a person would say it."""
+    value = "nothing" if clause.value is None else f'"{printable(clause.value, 100)}"'
+    if clause.negated:
+        return f"{clause.field} is {value}, which the exception ({printable(clause.test, 60)}) doesn't cover"
+    return f"{clause.field} is {value} ({printable(clause.test, 80)})"
+
+
+def did(match: Match) -> str:
+    """Return what an event was, as a verb."""
+    event = match.event
+    if isinstance(event, ExecEvent):
+        return f'ran "{printable(event.process.command_line or event.process.exe, 120)}"'
+    if isinstance(event, SyscallEvent):
+        about = [printable(path, 100) for path in event.paths]
+        if event.address is not None:
+            about.append(printable(str(event.address), 100))
+        if event.target is not None:
+            about.append(f"process {event.target}")
+        tried = "called" if event.result is None or event.result >= 0 else "tried"
+        return f"{tried} {event.syscall}({', '.join(about)})"
+    return "was seen by audit"
+
+
+def _matched(match: Match, more: int) -> str:
+    told = [clause(c) for c in match.clauses if not c.negated][:2] or [clause(c) for c in match.clauses[:1]]
+    why = " and ".join(told)
+    others = f", and {more} other rule{'s' if more > 1 else ''} matched too" if more > 0 else ""
+    return (
+        f"{name(match.event.process)} {did(match)}. The rule “{match.rule.title}” ({match.rule.level}) matched, "
+        f"because {why}{others}."
+    )
+
+
+def _unusual(anomaly: Anomaly, window: Mapping[str, Any], *, also: bool) -> str:
+    who = "The model" if also else f"In {name(anomaly.window.process)} the model"
+    compared = _compared(anomaly)
+    said = (
+        f"{who} finds {len(anomaly.window.tokens)} system calls there {'also ' if also else ''}unusual for {compared}: "
+        f"about {_one_in(anomaly.p_value)} normal windows looks like this (p = {anomaly.p_value:.2g}, "
+        f"decided by {anomaly.decided_by})."
+    )
+    ngrams = window.get("ngrams") or []
+    if ngrams:
+        top = ngrams[0]
+        seen = top["seen_in_training"]
+        history = "which training never showed" if not seen else f"which training showed {seen} times"
+        said += f" What speaks most is {' → '.join(top['ngram'])}, {history}"
+        if top["usual_next"]:
+            usual, share = top["usual_next"][0]
+            said += f" (there it usually went on with {usual}, {share:.0%})"
+        said += "."
+    return said
+
+
+def _compared(anomaly: Anomaly) -> str:
+    exe, service = anomaly.profile
+    if not exe:
+        return (
+            "this host as a whole, because training never saw this executable"
+            if anomaly.unseen
+            else "this host"
+        )
+    called = printable(PurePosixPath(exe).name, 40)
+    if service and service != exe:
+        return f"{called} under {printable(PurePosixPath(service).name, 40)}"
+    return called
+
+
+def _one_in(p_value: float) -> str:
+    return (
+        f"one in {round(1 / p_value, -len(str(int(1 / p_value))) + 2):,.0f}"
+        if p_value < 1
+        else "every one of"
+    )
+
+
+def _conclusion(alert: Alert) -> str:
+    if alert.verdict.agreed:
+        return f"Rule and model are independent and agree, so this is {alert.level}."
+    if alert.matches:
+        return f"The model has nothing to add, so the level is the rule's: {alert.level}."
+    return f"No rule speaks against it, so this is {alert.level} at most: unusual is not yet harmful."
