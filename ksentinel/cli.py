@@ -41,6 +41,10 @@ RulePaths = Annotated[
     ),
 ]
 StoreFile = Annotated[Path | None, typer.Option("--store", metavar="FILE", help="The store of alerts.")]
+ScoresFile = Annotated[
+    Path | None,
+    typer.Option("--scores", metavar="FILE", help="Write each window's p-values there, as JSON lines."),
+]
 Duration = Annotated[
     str | None, typer.Option("--for", metavar="TIME", help="Stop by itself after, e.g., 90s, 10m, 2h.")
 ]
@@ -85,7 +89,7 @@ def doctor(
     need: Annotated[
         str | None,
         typer.Option(
-            "--for", metavar="WHAT", help="Exit 0 exactly if this would work: monitor, enforce, audit, build."
+            "--for", metavar="WHAT", help="Exit 0 exactly if this would work: monitor, enforce, audit, replay, build."
         ),
     ] = None,
 ) -> None:
@@ -97,7 +101,7 @@ def doctor(
     from ksentinel import support
     from ksentinel.report import doctor_table
 
-    purposes = (support.MONITOR, support.ENFORCE, support.AUDIT, support.BUILD)
+    purposes = (support.MONITOR, support.ENFORCE, support.AUDIT, support.REPLAY, support.BUILD)
     if need is not None and need not in purposes:
         raise UsageError(f"--for {need!r} is none of {', '.join(purposes)}")
     checks = list(support.examine())
@@ -228,6 +232,7 @@ def replay(
     model: ModelFolder = None,
     rules: RulePaths = None,
     store: StoreFile = None,
+    scores: ScoresFile = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
@@ -253,6 +258,8 @@ def replay(
             sources.append(AuditLogs(logs, redact, sys.stdin.buffer))
         pipeline = _pipeline(settings, rules, model, arch=_arch(sources))
         outlet = stack.enter_context(_outlet(store, json=json))
+        if scores is not None:
+            pipeline.watch = stack.enter_context(_scores(scores))
         for source in sources:
             for alert in pipeline.walk(source):
                 outlet(alert)
@@ -267,10 +274,7 @@ def monitor(
     model: ModelFolder = None,
     rules: RulePaths = None,
     store: StoreFile = None,
-    scores: Annotated[
-        Path | None,
-        typer.Option("--scores", metavar="FILE", help="Write each window's p-values there, as JSON lines."),
-    ] = None,
+    scores: ScoresFile = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:

@@ -38,22 +38,23 @@ def plain(value: object, limit: int = 0, style: str = "") -> Text:
 
 def doctor_table(checks: Sequence[Support], works: Mapping[str, bool]) -> None:
     """Print what this host can do."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "check", "what was seen", "remedy", "needed for"):
-        table.add_column(heading, overflow="fold")
-    for check in checks:
-        mark = Text("yes", "green") if check.ok else Text("no", "bold red" if check.needed_for else "yellow")
-        table.add_row(
-            mark,
-            plain(check.name),
-            plain(check.reason),
-            plain(check.remedy),
-            plain(", ".join(check.needed_for)),
-        )
     out = console()
-    out.print(table)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        bad = "bold red" if check.needed_for else "yellow"
+        out.print(
+            Text("yes  ", "green") if check.ok else Text("no   ", bad),
+            plain(f"{check.name:{width}}  {check.reason}"),
+            sep="",
+            soft_wrap=True,
+        )
+        if check.remedy:
+            needs = f"{', '.join(check.needed_for)}: " if check.needed_for else ""
+            out.print(plain(f"{'':{width + 7}}{needs}{check.remedy}", style="yellow"), soft_wrap=True)
+    out.print()
     for what, good in works.items():
-        out.print(Text.assemble((f"{what:8}", "bold"), " would work" if good else " would not work"))
+        verdict = Text("would work", "green") if good else Text("would not work", "bold red")
+        out.print(Text(f"{what:{width + 7}}") + verdict)
 
 
 def alert_line(alert: Alert) -> None:

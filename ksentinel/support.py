@@ -37,7 +37,7 @@ _LSM_IDS = dict(  # linux/lsm.h
     )
 )
 
-MONITOR, ENFORCE, AUDIT, BUILD = "monitor", "enforce", "audit", "build"
+MONITOR, ENFORCE, AUDIT, REPLAY, BUILD = "monitor", "enforce", "audit", "replay", "build"
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,13 +278,13 @@ def audit(status: AuditStatus | int, proc: Path = Path("/proc")) -> Iterator[Sup
 def auparse(find: Callable[[str], object | None] = importlib.util.find_spec) -> Support:
     """Tell whether audit logs can be read."""
     if find("auparse") is not None:
-        return Support("auparse", True, "the audit library's bindings are there", "", (AUDIT,))
+        return Support("auparse", True, "the audit library's bindings are there", "", (AUDIT, REPLAY))
     return Support(
         "auparse",
         False,
         "this Python has no auparse",
         "apt install python3-audit, and a virtual environment of /usr/bin/python3 with --system-site-packages",
-        (AUDIT,),
+        (AUDIT, REPLAY),
     )
 
 

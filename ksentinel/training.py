@@ -75,7 +75,7 @@ class Trained:
                 for e in shown
             ),
             *([f"and {hidden} more executables"] if hidden else []),
-            f"{facts.unseen} of {facts.test} test windows are of executables that the other parts never saw",
+            f"{facts.unseen} of {facts.test} test windows are of executables that the model never saw",
             *(f"{level}: p-value of {p:g} or less" for level, p in self.model.thresholds.items()),
             *alarm_lines(facts),
         )

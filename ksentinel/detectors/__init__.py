@@ -12,12 +12,37 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from ksentinel.errors import ModelError
 from ksentinel.level import Level
 from ksentinel.window import Window
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def array(arrays: Arrays, name: str, *, kind: str, ndim: int = 1) -> npt.NDArray[Any]:
+    """
+    Return the array *name* of an artefact.
+
+    Parameters
+    ----------
+    kind
+        Letters of the `numpy.dtype.kind` that will do: ``"iu"``, ``"f"``.
+
+    Raises
+    ------
+    ModelError
+        If it is missing, of another type or of another number of dimensions, or not finite.
+    """
+    if name not in arrays:
+        raise ModelError(f"the model has no array {name}")
+    found = arrays[name]
+    if found.dtype.kind not in kind or found.ndim != ndim:
+        raise ModelError(f"array {name} of the model is {found.ndim}-dimensional {found.dtype}")
+    if found.dtype.kind == "f" and not bool(np.isfinite(found).all()):
+        raise ModelError(f"array {name} of the model is not finite")
+    return found
 
 
 class Detector(Protocol):

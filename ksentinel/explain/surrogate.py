@@ -69,7 +69,8 @@ class Surrogate:
         The detector's own score of the window.
     r2
         Share of the variance around the window that the linear model explains, weighted by nearness. Far from 1,
-        the weights explain little: say so.
+        the weights explain little: say so. 1 with all weights 0 where nothing makes a difference, as to a detector
+        that finds nothing it knows.
     samples, seed
         How it was drawn.
     """
@@ -122,9 +123,10 @@ def surrogate(
     kept = _neighbourhood(len(ngrams), samples, seed)
     scores = detector.ablate(window, ~kept[:, feature])
     weights, intercept, r2 = _regress(kept, scores, seed)
-    # Equal but for the regression's noise: the earlier one first, whatever the seed.
+    # Equal but for the regression's noise: the rarer in the window first, then the earlier, whatever the seed.
     largest = float(np.abs(weights).max()) or 1.0
-    order = np.argsort(-np.round(np.abs(weights) / largest, 3), kind="stable")
+    often = np.array([len(at) for at in places.values()])
+    order = np.lexsort((often, -np.round(np.abs(weights) / largest, 3)))
     return Surrogate(
         detector=detector.name,
         weights=tuple(
@@ -167,7 +169,7 @@ def _regress(kept: Bools, scores: Floats, seed: int) -> tuple[Floats, float, flo
     data = kept.astype(np.float64)
     # Scores of one detector are bits, of another thousandths: to the ridge they should look alike.
     scale = float(np.std(scores))
-    if scale == 0:
+    if scale <= 1e-9 * float(np.abs(scores).max()):
         return np.zeros(kept.shape[1]), float(scores[0]), 1.0
     lime = LimeBase(lambda distances: np.exp(-((distances / KERNEL_WIDTH) ** 2)), random_state=seed)
     intercept, pairs, r2, _ = lime.explain_instance_with_data(

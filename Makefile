@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make help` lists the targets. Everything made stands under .venv/, build/ and lsm_bpf/*.o.
+
+SHELL := /bin/bash
+# Debian's own interpreter: the audit bindings (python3-audit) fit no other.
+PYTHON ?= /usr/bin/python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+DEBS   := python3-venv python3-audit libbpf1 libbpf-dev linux-libc-dev clang llvm
+MISSING = $(shell for p in $(DEBS); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
+
+.PHONY: help plan setup debs bpf test lint demo demo-replay bench docs wheel clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
+
+plan:
+	@cat demo/plan.txt
+
+debs:
+	@if [ -n "$(strip $(MISSING))" ]; then \
+	  command -v apt-get >/dev/null || { echo "no apt-get here; install yourself: $(MISSING)" >&2; exit 1; }; \
+	  echo "installing: $(MISSING)"; \
+	  $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(MISSING) >/dev/null; \
+	fi
+
+# The stamp is newer than what it was made of; a failed install leaves none.
+$(VENV)/.installed: pyproject.toml hatch_build.py
+	@echo "setting up $(VENV)"
+	@$(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test,lint]'
+	@touch $@
+
+setup: debs $(VENV)/.installed bpf  ## packages, virtual environment, BPF object
+
+bpf: debs  ## compile lsm_bpf/*.bpf.c
+	@$(PYTHON) hatch_build.py
+
+test: setup  ## run the tests; fails on a skip that tests/skips.txt doesn't know
+	$(BIN)/python -m pytest --known-skips tests/skips.txt
+
+lint: setup  ## ruff and mypy --strict
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+demo: plan setup  ## watch an attack on this machine being caught and explained (root or sudo)
+	@$(BIN)/python demo/demo.py --live
+
+demo-replay: setup  ## the same walk on recordings that ship here (no root for the walk)
+	@$(BIN)/python demo/demo.py --replay
+
+bench: setup  ## run the benchmarks
+	$(BIN)/python bench/throughput.py
+
+wheel: setup  ## build the wheel into dist/
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+clean:  ## remove everything made
+	rm -rf $(VENV) build dist lsm_bpf/*.o .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,466 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Patterns: what a rule asks of one field, ``endswith '/cat'``, as closures over an event's values.
+
+Text is compared without regard to case unless ``cased`` is asked for, as Sigma says. Wildcards that are no plain prefix,
+suffix or part become regular expressions, and those run in RE2: linear in the value, whatever rule and attacker write.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Literal
+
+from ksentinel.errors import Location, RuleError
+from ksentinel.rules import Clause
+from ksentinel.rules.document import Scalar, suggest
+from ksentinel.rules.fields import Field, View, unmapped
+
+Test = Callable[[View], bool]
+Span = tuple[int, int]
+
+MAX_REGEX = 8192
+_SHOWN = 5
+_DASHES = "-/\N{EN DASH}\N{EM DASH}\N{HORIZONTAL BAR}"
+
+Kind = Literal["is", "contains", "startswith", "endswith", "like", "re", "cidr", "compare", "null", "exists"]
+
+SHAPES = ("contains", "startswith", "endswith", "re", "cidr", "exists", "gt", "gte", "lt", "lte")
+"""Modifiers that say what is compared; one at most."""
+MODIFIERS = (*SHAPES, "all", "cased", "windash", "i", "m", "s")
+"""All modifiers there are; the last three only after ``re``."""
+
+_COMPARE: dict[str, Callable[[int, int], bool]] = {
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Modifiers:
+    """What stands behind the bars of a field's name."""
+
+    shape: str = ""
+    every: bool = False
+    cased: bool = False
+    windash: bool = False
+    flags: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, names: list[str], at: Location) -> "Modifiers":
+        """
+        Read ``["contains", "all"]``.
+
+        Raises
+        ------
+        RuleError
+            If there is no such modifier here, or they don't go together.
+        """
+        for name in names:
+            if name not in MODIFIERS:
+                remedy = suggest(name, MODIFIERS) or f"there are: {', '.join(MODIFIERS)}"
+                raise RuleError(f"modifier {name!r} is not supported", at, remedy)
+        if len(set(names)) < len(names):
+            raise RuleError("a modifier stands twice", at)
+        shapes = [name for name in names if name in SHAPES]
+        flags = frozenset(names) & {"i", "m", "s"}
+        if len(shapes) > 1:
+            raise RuleError(f"modifiers {' and '.join(shapes)} don't go together", at)
+        shape = shapes[0] if shapes else ""
+        if flags and shape != "re":
+            raise RuleError(f"modifier {min(flags)!r} belongs behind 're'", at)
+        textual = shape in {"", "contains", "startswith", "endswith"}
+        for name in ("cased", "windash"):
+            if name in names and not textual:
+                raise RuleError(f"modifiers {shape} and {name} don't go together", at)
+        if shape == "exists" and "all" in names:
+            raise RuleError("modifiers exists and all don't go together", at)
+        return cls(shape, "all" in names, "cased" in names, "windash" in names, flags)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pattern:
+    """
+    One value of a rule.
+
+    Attributes
+    ----------
+    kind
+        What it is after wildcards were looked at: ``endswith`` for both ``|endswith: x`` and ``*x``.
+    needle
+        What is looked for: lower case unless *cased*; for ``cidr`` and ``compare`` as written.
+    text
+        As a person reads it: ``endswith '/cat'``.
+    find
+        Where it matches in a value: a span, an empty span if that has no meaning, None if it doesn't. Expects the
+        value lowered unless *cased*.
+    """
+
+    kind: Kind
+    needle: str
+    text: str
+    cased: bool
+    find: Callable[[str], Span | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """
+    A field and the patterns of which one (or, with ``|all``, every one) must match one of its values.
+
+    Attributes
+    ----------
+    selection
+        Name of the selection it stands in.
+    """
+
+    selection: str
+    field: Field
+    patterns: tuple[Pattern, ...]
+    every: bool = False
+
+    def test(self) -> Test:
+        """Return a function that tells whether it holds."""
+        if self.every:
+            tests = [_test(self.field, (pattern,)) for pattern in self.patterns]
+            return lambda view: all(test(view) for test in tests)
+        return _test(self.field, self.patterns)
+
+    def literals(self) -> frozenset[str] | None:
+        """Return the values one of which the field must have; None if others may do."""
+        if any(pattern.kind != "is" for pattern in self.patterns):
+            return None
+        return frozenset(pattern.needle.lower() for pattern in self.patterns)
+
+    def clauses(self, view: View, *, negated: bool) -> list[Clause] | None:
+        """Return the clauses that make it hold (*negated*: fail); None if it doesn't."""
+        found = [(pattern, _hit(self.field, pattern, view)) for pattern in self.patterns]
+        hits = [(pattern, hit) for pattern, hit in found if hit is not None]
+        holds = len(hits) == len(found) if self.every else bool(hits)
+        if holds is negated:
+            return None
+        if holds:
+            return [
+                Clause(self.selection, self.field.name, pattern.text, value, span)
+                for pattern, (value, span) in hits[: None if self.every else 1]
+            ]
+        missed = [pattern.text for pattern, hit in found if hit is None]
+        values = view.values(self.field)
+        shown = None if not values else values[0] if len(values) == 1 else ", ".join(values)[:1000]
+        return [Clause(self.selection, self.field.name, _several(missed), shown, None, negated=True)]
+
+
+def pattern(value: Scalar, modifiers: Modifiers, field: Field) -> tuple[Pattern, ...]:
+    """
+    Return the patterns of one value (several with ``windash``).
+
+    Raises
+    ------
+    RuleError
+        If the value makes no sense with these modifiers, or can never be this field's.
+    """
+    shape, text = modifiers.shape, value.text
+    if text is None:
+        if shape or modifiers.windash or modifiers.every:
+            raise RuleError(f"null can't go with modifier {shape or 'all'!r}", value.at)
+        return (Pattern("null", "", "is null", cased=True, find=lambda _: None),)
+    if not text and not shape:
+        return (Pattern("null", "", "is ''", cased=True, find=lambda _: None),)
+    if not text:
+        raise RuleError(f"an empty value: {shape} would match anything", value.at)
+    match shape:
+        case "re":
+            return (_regex(text, modifiers.flags, value.at),)
+        case "cidr":
+            return (_cidr(text, value.at),)
+        case "exists":
+            if text.lower() not in {"true", "false"}:
+                raise RuleError(f"exists takes true or false, not {text!r}", value.at)
+            kind: Kind = "exists" if text.lower() == "true" else "null"
+            return (Pattern(kind, "", f"exists {text.lower()}", cased=True, find=lambda _: (0, 0)),)
+        case "gt" | "gte" | "lt" | "lte":
+            return (_comparison(shape, text, value.at),)
+    texts = [text]
+    if modifiers.windash and text.startswith(tuple(_DASHES)):
+        texts = [dash + text[1:] for dash in _DASHES]
+    return tuple(_textual(each, shape, field, value.at, cased=modifiers.cased) for each in texts)
+
+
+# A wildcard, or a piece of plain text.
+_STAR, _ANY = object(), object()
+_Part = str | object
+
+
+def wildcards(text: str) -> list[_Part]:
+    r"""
+    Split a Sigma value at its wildcards; a backslash takes the meaning from ``*``, ``?`` and itself.
+
+    Examples
+    --------
+    >>> wildcards(r"\*a\b\\")
+    ['*a\\b\\']
+    """
+    parts: list[_Part] = []
+    plain = ""
+    position = 0
+    while position < len(text):
+        char = text[position]
+        position += 1
+        if char == "\\" and text[position : position + 1] in {"*", "?", "\\"}:
+            plain += text[position]
+            position += 1
+        elif char in "*?":
+            if plain:
+                parts.append(plain)
+                plain = ""
+            if char == "?" or not parts or parts[-1] is not _STAR:
+                parts.append(_STAR if char == "*" else _ANY)
+        else:
+            plain += char
+    if plain:
+        parts.append(plain)
+    return parts
+
+
+def _textual(text: str, shape: str, field: Field, at: Location, *, cased: bool) -> Pattern:
+    parts = wildcards(text if cased else text.lower())
+    if shape in {"contains", "endswith"} and parts[0] is not _STAR:
+        parts.insert(0, _STAR)
+    if shape in {"contains", "startswith"} and parts[-1] is not _STAR:
+        parts.append(_STAR)
+    label = f"{'cased ' if cased else ''}{shape or ('like' if len(parts) > 1 or parts[0] in {_STAR, _ANY} else 'is')}"
+    shown = f"{label} {text!r}"
+    match parts:
+        case [str(needle)]:
+            _possible(needle, field, at)
+            return Pattern("is", needle, shown, cased, lambda v: (0, len(v)) if v == needle else None)
+        case [str(needle), star] if star is _STAR:
+            return Pattern(
+                "startswith",
+                needle,
+                shown,
+                cased,
+                lambda v: (0, len(needle)) if v.startswith(needle) else None,
+            )
+        case [star, str(needle)] if star is _STAR:
+            return Pattern(
+                "endswith",
+                needle,
+                shown,
+                cased,
+                lambda v: (len(v) - len(needle), len(v)) if v.endswith(needle) else None,
+            )
+        case [star, str(needle), end] if star is _STAR and end is _STAR:
+
+            def find(value: str) -> Span | None:
+                start = value.find(needle)
+                return None if start < 0 else (start, start + len(needle))
+
+            return Pattern("contains", needle, shown, cased, find)
+        case [star] if star is _STAR:
+            return Pattern("exists", "", shown, cased, lambda _: (0, 0))
+    return Pattern("like", text, shown, cased, _searcher(_glob(parts), at))
+
+
+def _possible(needle: str, field: Field, at: Location) -> None:
+    # A value that the field never has is a rule that never fires: more likely a slip of the pen.
+    if field.choices is not None and needle.lower() not in field.choices:
+        remedy = suggest(needle, field.choices)
+        if not remedy and len(field.choices) <= 12:
+            remedy = f"there are: {', '.join(sorted(field.choices))}"
+        raise RuleError(f"{field.name} is never {needle!r}", at, remedy)
+    if field.number and not needle.lstrip("-").isdigit():
+        raise RuleError(f"{field.name} is a number, never {needle!r}", at)
+
+
+def _glob(parts: list[_Part]) -> str:
+    """Return the regular expression: unanchored on a side that a star opens."""
+    inner = parts[1:] if parts[0] is _STAR else parts
+    inner = inner[:-1] if inner and inner[-1] is _STAR else inner
+    body = "".join(".*" if part is _STAR else "." if part is _ANY else _escape(str(part)) for part in inner)
+    start = "" if parts[0] is _STAR else r"\A"
+    end = "" if parts[-1] is _STAR else r"\z"
+    return f"(?s){start}{body}{end}"
+
+
+def _escape(text: str) -> str:
+    return "".join(c if c.isalnum() or c == "_" or not c.isascii() else f"\\x{{{ord(c):x}}}" for c in text)
+
+
+def _regex(text: str, flags: frozenset[str], at: Location) -> Pattern:
+    # Always with s: a line break in an argument must not hide what stands behind it.
+    letters = "".join(sorted({"s", *flags}))
+    return Pattern("re", text, f"re {text!r}", cased=True, find=_searcher(f"(?{letters}){text}", at))
+
+
+def _searcher(expression: str, at: Location) -> Callable[[str], Span | None]:
+    if len(expression) > MAX_REGEX:
+        raise RuleError(f"a regular expression of more than {MAX_REGEX} characters", at)
+    # Not before a rule needs it.
+    import re2
+
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        compiled = re2.compile(expression, options)
+    except re2.error as error:
+        why = error.args[0].decode("utf-8", "replace") if error.args else "unknown"
+        raise RuleError(f"RE2 refuses this regular expression: {why}", at) from error
+
+    def find(value: str) -> Span | None:
+        # Bytes that were no text (surrogates) are one character to RE2 as well, so that spans stay right.
+        clean = value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+        found = compiled.search(clean)
+        return None if found is None else found.span()
+
+    return find
+
+
+def _cidr(text: str, at: Location) -> Pattern:
+    try:
+        network = ip_network(text)
+    except ValueError as error:
+        raise RuleError(f"not a network: {error}", at) from error
+    return Pattern(
+        "cidr",
+        text,
+        f"cidr {text!r}",
+        cased=True,
+        find=lambda value: (0, len(value)) if _within(value, network) else None,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _within(value: str, network: IPv4Network | IPv6Network) -> bool:
+    try:
+        return ip_address(unmapped(value)) in network
+    except ValueError:
+        return False
+
+
+def _comparison(shape: str, text: str, at: Location) -> Pattern:
+    try:
+        bound = int(text)
+    except ValueError:
+        raise RuleError(f"{shape} takes a whole number, not {text[:50]!r}", at) from None
+    compare = _COMPARE[shape]
+
+    def find(value: str) -> Span | None:
+        number = _number(value)
+        return None if number is None or not compare(number, bound) else (0, len(value))
+
+    return Pattern("compare", text, f"{shape} {bound}", cased=True, find=find)
+
+
+def _number(value: str) -> int | None:
+    digits = value.removeprefix("-")
+    # int() takes quadratic time for long digit strings (and refuses those over 4300).
+    return int(value) if len(digits) < 30 and digits.isascii() and digits.isdigit() else None
+
+
+def _hit(field: Field, wanted: Pattern, view: View) -> tuple[str | None, Span | None] | None:
+    """Return the value that a pattern matched and where; None if there is none."""
+    values = view.values(field)
+    if wanted.kind == "null":
+        return None if values else (None, None)
+    compared = values if wanted.cased else view.lowered(field)
+    for value, text in zip(values, compared, strict=True):
+        span = wanted.find(text)
+        if span is not None:
+            # Lowering may change the length of a text (U+0130): then no span is right.
+            known = span != (0, 0) and len(value) == len(text)
+            return value, span if known else None
+    return None
+
+
+def _several(texts: list[str]) -> str:
+    if len(texts) <= _SHOWN:
+        return " or ".join(texts)
+    return f"{' or '.join(texts[:_SHOWN])} or {len(texts) - _SHOWN} more"
+
+
+def _test(field: Field, patterns: tuple[Pattern, ...]) -> Test:
+    """Return one function for patterns of which any may match: those of a kind are tried together."""
+    tests: list[Test] = []
+    null = any(p.kind == "null" for p in patterns)
+    exists = any(p.kind == "exists" for p in patterns)
+    if null and exists:
+        return lambda _: True
+    if null:
+        tests.append(lambda view: not view.values(field))
+    if exists:
+        tests.append(lambda view: bool(view.values(field)))
+    for cased in (False, True):
+        group = [p for p in patterns if p.cased is cased]
+        fetch = View.values if cased else View.lowered
+        literal = frozenset(p.needle for p in group if p.kind == "is")
+        prefixes = tuple(p.needle for p in group if p.kind == "startswith")
+        suffixes = tuple(p.needle for p in group if p.kind == "endswith")
+        inside = tuple(p.needle for p in group if p.kind == "contains")
+        finders = tuple(p.find for p in group if p.kind in {"like", "re", "cidr", "compare"})
+        if literal:
+            tests.append(_literal(field, fetch, literal))
+        if prefixes:
+            tests.append(_prefix(field, fetch, prefixes))
+        if suffixes:
+            tests.append(_suffix(field, fetch, suffixes))
+        if inside:
+            tests.append(_inside(field, fetch, inside))
+        if finders:
+            tests.append(_found(field, fetch, finders))
+    if len(tests) == 1:
+        return tests[0]
+    return lambda view: any(test(view) for test in tests)
+
+
+_Fetch = Callable[[View, Field], tuple[str, ...]]
+
+
+def _literal(field: Field, fetch: _Fetch, needles: frozenset[str]) -> Test:
+    return lambda view: not needles.isdisjoint(fetch(view, field))
+
+
+def _prefix(field: Field, fetch: _Fetch, needles: tuple[str, ...]) -> Test:
+    def test(view: View) -> bool:
+        for value in fetch(view, field):  # noqa: SIM110 - a generator takes twice as long
+            if value.startswith(needles):
+                return True
+        return False
+
+    return test
+
+
+def _suffix(field: Field, fetch: _Fetch, needles: tuple[str, ...]) -> Test:
+    def test(view: View) -> bool:
+        for value in fetch(view, field):  # noqa: SIM110 - a generator takes twice as long
+            if value.endswith(needles):
+                return True
+        return False
+
+    return test
+
+
+def _inside(field: Field, fetch: _Fetch, needles: tuple[str, ...]) -> Test:
+    def test(view: View) -> bool:
+        for value in fetch(view, field):
+            for needle in needles:
+                if needle in value:
+                    return True
+        return False
+
+    return test
+
+
+def _found(field: Field, fetch: _Fetch, finders: tuple[Callable[[str], Span | None], ...]) -> Test:
+    def test(view: View) -> bool:
+        for value in fetch(view, field):
+            for find in finders:
+                if find(value) is not None:
+                    return True
+        return False
+
+    return test

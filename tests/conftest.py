@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared by all tests: nothing is skipped unseen."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--known-skips",
+        type=Path,
+        metavar="FILE",
+        help="fail on a skip that no line of FILE allows (regular expression on 'test: reason')",
+    )
+
+
+def pytest_configure(config):
+    config.stash[SKIPPED] = []
+
+
+SKIPPED = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        item.config.stash[SKIPPED].append(f"{item.nodeid}: {reason.removeprefix('Skipped: ')}")
+    return report
+
+
+def pytest_sessionfinish(session, exitstatus):
+    file = session.config.getoption("known_skips")
+    if file is None or exitstatus:
+        return
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    known = [re.compile(line) for line in lines if line and not line.startswith("#")]
+    unknown = [skip for skip in session.config.stash[SKIPPED] if not any(k.search(skip) for k in known)]
+    if unknown:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        reporter.section(f"skipped, and not in {file}", red=True)
+        for skip in unknown:
+            reporter.line(skip)
+
+
+def pytest_collection_modifyitems(items):
+    if os.geteuid() != 0:
+        for item in items:
+            if item.get_closest_marker("root") or item.get_closest_marker("bpf"):
+                item.add_marker(pytest.mark.skip(reason="needs root"))

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Saving, loading, and refusing."""
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_host import ATTACK, make_windows
+
+from ksentinel.detectors import artifact
+from ksentinel.detectors.artifact import load, read_manifest, save
+from ksentinel.detectors.facts import Recording
+from ksentinel.errors import ModelError
+from ksentinel.training import train
+
+WINDOWS = make_windows(100)
+ME = os.getuid()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train(WINDOWS)
+
+
+@pytest.fixture
+def saved(trained, tmp_path):
+    save(trained.model, tmp_path / "host", trained.facts)
+    return tmp_path / "host"
+
+
+def change_manifest(folder, **changes):
+    file = folder / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def change_arrays(folder, data):
+    """Put another npz there, with the right hash."""
+    (folder / "model.npz").write_bytes(data)
+    change_manifest(folder, sha256=hashlib.sha256(data).hexdigest())
+
+
+def packed(allow_pickle=False, **arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=allow_pickle, **arrays)
+    return buffer.getvalue()
+
+
+def test_round_trip(trained, saved):
+    """A loaded model says the very same."""
+    model = load(saved, arch="x86_64", uid=ME)
+    asked = [*WINDOWS, ATTACK]
+
+    assert trained.model.assess(asked) == model.assess(asked)
+    assert (trained.model.thresholds, trained.model.origin) == (model.thresholds, model.origin)
+
+
+def test_manifest(trained, saved):
+    """The facts can be read without the numbers."""
+    manifest = read_manifest(saved, uid=ME)
+
+    assert trained.facts == manifest.facts
+    assert (manifest.arch, manifest.origin, manifest.window_length) == ("x86_64", "bpf", 64)
+
+
+def test_same_bytes(trained, tmp_path):
+    """The same model is the same file."""
+    for name in "ab":
+        save(trained.model, tmp_path / name, trained.facts)
+
+    for name in ("model.npz", "manifest.json", "README.md"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_modes(saved):
+    """Everyone may read, nobody else may write; nothing else is left behind."""
+    modes = {file.name: file.stat().st_mode & 0o7777 for file in [saved, *saved.iterdir()]}
+
+    assert modes == {"host": 0o755, "model.npz": 0o644, "manifest.json": 0o644, "README.md": 0o644}
+    assert [saved] == list(saved.parent.iterdir())
+
+
+def test_replace(trained, saved):
+    """An older model gives way; anything else does not."""
+    save(trained.model, saved, trained.facts)
+    assert load(saved, arch="x86_64", uid=ME).assess([ATTACK])
+
+    (saved / "manifest.json").unlink()
+    with pytest.raises(ModelError, match="no model"):
+        save(trained.model, saved, trained.facts)
+
+
+def test_card(trained, saved):
+    """The card states data, split, promise and weak sides."""
+    text = (saved / "README.md").read_text()
+
+    for heading in ("## Data", "## Split", "## What it can promise", "## Where it is weak"):
+        assert heading in text
+    assert f"{trained.facts.fit} windows to fit" in text
+    assert "False alarms at low" in text
+
+
+def missing(folder):
+    (folder / "model.npz").unlink()
+
+
+def no_folder(folder):
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+def a_file(folder):
+    no_folder(folder)
+    folder.write_text("")
+
+
+def symlink(folder):
+    (folder / "model.npz").rename(folder.parent / "elsewhere")
+    (folder / "model.npz").symlink_to(folder.parent / "elsewhere")
+
+
+def fifo(folder):
+    (folder / "model.npz").unlink()
+    os.mkfifo(folder / "model.npz", 0o600)
+
+
+def flipped(folder):
+    data = bytearray((folder / "model.npz").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "model.npz").write_bytes(data)
+
+
+def objects(folder):
+    change_arrays(folder, packed(allow_pickle=True, evil=np.array([{}], dtype=object)))
+
+
+def bomb(folder):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", b"\0" * 3_000_000)
+    change_arrays(folder, buffer.getvalue())
+
+
+def liar(folder):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<f8", "fortran_order": False, "shape": (1 << 50,)}
+    )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.npy", header.getvalue())
+    change_arrays(folder, buffer.getvalue())
+
+
+def drifted(folder):
+    with np.load(folder / "model.npz") as arrays:
+        changed = dict(arrays)
+    changed["probe.oneclass.scores"] = changed["probe.oneclass.scores"] + 1
+    change_arrays(folder, packed(**changed))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (no_folder, "host: there is no such model (train one: ksentinel train)"),
+        (a_file, "host: is a file; a model is a folder"),
+        (missing, "model.npz: there is no such file"),
+        (symlink, "model.npz: can't be read"),
+        (fifo, "model.npz: is no regular file"),
+        (flipped, "model.npz: is not the file that manifest.json was written for"),
+        (lambda f: f.chmod(0o775), "host: can be changed by others (chmod go-w it"),
+        (lambda f: (f / "model.npz").chmod(0o666), "model.npz: can be changed by others"),
+        (lambda f: (f / "manifest.json").chmod(0o664), "manifest.json: can be changed by others"),
+        (lambda f: change_manifest(f, format=2), "manifest.json: is of format 2, this ksentinel reads 1"),
+        (lambda f: change_manifest(f, arch="aarch64"), "host: was trained on aarch64, this is x86_64"),
+        (lambda f: change_manifest(f, window_length=32), "host: was trained on windows of 32"),
+        (lambda f: change_manifest(f, members=["lstm"]), "doesn't know: lstm"),
+        (lambda f: change_manifest(f, members=["ngram", "ngram"]), "a name of its own"),
+        (lambda f: change_manifest(f, origin="ebpf"), "manifest is wrong"),
+        (lambda f: change_manifest(f, thresholds={"terrible": 0.1}), "manifest is wrong"),
+        (lambda f: change_manifest(f, facts=None), "manifest.json: is no manifest"),
+        (lambda f: (f / "manifest.json").write_bytes(b"\xff["), "manifest.json: is no manifest"),
+        (lambda f: change_arrays(f, b"PK\x05\x06"), "model.npz: is no intact npz file"),
+        (lambda f: change_arrays(f, packed()), "model.npz: the model has no array"),
+        (objects, "model.npz: array evil.npy holds Python objects"),
+        (bomb, "model.npz: would unpack to more than"),
+        (liar, "model.npz: array a.npy is not as large as it says"),
+        (drifted, "model.npz: member oneclass scores otherwise than when it was saved"),
+    ],
+)
+def test_refuses(saved, monkeypatch, damage, message):
+    """Each with one line that names the file and what to do."""
+    monkeypatch.setattr(artifact, "MAX_BYTES", 2_500_000)
+    damage(saved)
+
+    with pytest.raises(ModelError) as refused:
+        load(saved, arch="x86_64", uid=ME)
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(ME != 0, reason="giving files away needs root: run as root")
+@pytest.mark.parametrize("name", [".", "model.npz", "manifest.json"])
+def test_other_owner(saved, name):
+    """What belongs to somebody else is refused, unless that is who asks."""
+    os.chown(saved / name, 12345, -1)
+
+    assert load(saved, arch="x86_64", uid=12345)
+    with pytest.raises(ModelError, match="belongs to user 12345"):
+        load(saved, arch="x86_64", uid=0)
+
+
+def test_facts_are_data(trained, tmp_path):
+    """Recordings and host, as the caller adds them, come back."""
+    facts = replace(trained.facts, recordings=(Recording("monday.db", "ab" * 32),), host="web1", kernel="6.1")
+    save(trained.model, tmp_path / "m", facts)
+
+    assert facts == read_manifest(tmp_path / "m", uid=ME).facts
+    assert "monday.db" in (tmp_path / "m" / "README.md").read_text()

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fields: every one can be had from some event, and means what the table says."""
+
+from pathlib import Path
+
+import pytest
+
+from ksentinel.codec import event_from_plain
+from ksentinel.rules.fields import View, sources
+
+TABLE = sources({0: "root", 33: "www-data"})
+DOC = Path(__file__).parents[2] / "docs" / "rules.md"
+
+PROCESS = {
+    "pid": 42, "exe": "/usr/bin/dash", "argv": ["sh", "-c", "id"], "was": "/usr/sbin/nginx", "uid": 0, "euid": 33,
+    "auid": 1000, "cwd": "/srv", "service": {"exe": "/usr/sbin/nginx"},
+    "parent": {
+        "pid": 41, "exe": "/usr/sbin/nginx", "argv": ["nginx", "-g"],
+        "parent": {"pid": 1, "exe": "/usr/lib/systemd/systemd"},
+    },
+}  # fmt: skip
+
+
+def call(name, **rest):
+    """Return a system call in plain form."""
+    return {"event": "syscall", "process": PROCESS, "syscall": name, **rest}
+
+
+EXEC = {"event": "exec", "process": PROCESS, "path": "/bin/sh"}
+OPEN = call("openat", paths=["/etc/x"], flags=0o101, mode=0o4755, result=-13)
+CONNECT = call("connect", address={"family": "inet6", "host": "::ffff:9.9.9.9", "port": 443})
+UNIX = call("connect", address={"family": "unix", "path": "/run/x.sock"})
+
+VALUES = [
+    ("process_creation", "Image", EXEC, ("/usr/bin/dash", "/bin/sh")),
+    ("process_creation", "Exe", EXEC, ("/usr/bin/dash",)),
+    ("process_creation", "path", EXEC, ("/bin/sh",)),
+    ("process_creation", "CommandLine", EXEC, ("sh -c id",)),
+    ("process_creation", "ParentImage", EXEC, ("/usr/sbin/nginx",)),
+    ("process_creation", "ParentCommandLine", EXEC, ("nginx -g",)),
+    ("process_creation", "User", EXEC, ("www-data", "33")),
+    ("process_creation", "CurrentDirectory", EXEC, ("/srv",)),
+    ("process_creation", "ProcessId", EXEC, ("42",)),
+    ("process_creation", "ParentProcessId", EXEC, ("41",)),
+    ("process_creation", "LogonId", EXEC, ("1000",)),
+    ("lineage", "ServiceImage", EXEC, ("/usr/sbin/nginx",)),
+    ("lineage", "Ancestors", EXEC, ("/usr/sbin/nginx", "/usr/lib/systemd/systemd")),
+    ("lineage", "was", EXEC, ("/usr/sbin/nginx",)),
+    ("file_event", "TargetFilename", OPEN, ("/etc/x",)),
+    ("file_event", "TargetFilename", call("rename", paths=["/a", "/b"]), ("/b",)),
+    ("file_event", "Image", OPEN, ("/usr/bin/dash",)),
+    ("network_connection", "DestinationIp", CONNECT, ("9.9.9.9",)),
+    ("network_connection", "DestinationPort", CONNECT, ("443",)),
+    ("network_connection", "Initiated", CONNECT, ("true",)),
+    ("network_connection", "reach", CONNECT, ("public",)),
+    ("syscall", "syscall", OPEN, ("openat",)),
+    ("syscall", "abi", OPEN, ("native",)),
+    ("syscall", "path", call("rename", paths=["/a", "/b"]), ("/a", "/b")),
+    ("syscall", "flags", OPEN, ("65", "O_CREAT", "O_WRONLY")),
+    ("syscall", "flags", call("creat", paths=["/x"]), ("O_CREAT", "O_WRONLY", "O_TRUNC")),
+    ("syscall", "flags", call("setns", values=[["nstype", 0x20000]]), ("131072", "CLONE_NEWNS")),
+    ("syscall", "mode", OPEN, ("4755", "S_ISUID", "S_IXUSR")),
+    ("syscall", "DestinationPort", CONNECT, ("443",)),
+    ("syscall", "reach", UNIX, ("local",)),
+    ("syscall", "family", UNIX, ("unix",)),
+    ("syscall", "socket", UNIX, ("/run/x.sock",)),
+    ("syscall", "target", call("kill", target=7), ("7",)),
+    ("syscall", "target_is", call("kill", target=7), ("other",)),
+    ("syscall", "target_is", call("kill", target=-7), ("group",)),
+    ("syscall", "target_is", call("kill", target=42), ("self",)),
+    ("syscall", "target_is", call("kill", target=41), ("parent",)),
+    ("syscall", "request", call("ptrace", values=[["request", 16]]), ("16", "PTRACE_ATTACH")),
+    ("syscall", "signal", call("kill", values=[["signal", 9]]), ("9", "SIGKILL")),
+    ("syscall", "cmd", call("bpf", values=[["command", 5]]), ("5", "BPF_PROG_LOAD")),
+    ("syscall", "cmd", call("bpf", values=[["cmd", 5]]), ("5", "BPF_PROG_LOAD")),
+    ("syscall", "uid", call("setuid", values=[["uid", 0]]), ("0",)),
+    ("syscall", "gid", call("chown", values=[["group", 0]]), ("0",)),
+    ("syscall", "result", OPEN, ("-13",)),
+    ("syscall", "success", OPEN, ("no",)),
+    ("syscall", "success", call("openat", result=3), ("yes",)),
+    ("syscall", "success", call("openat"), ()),
+    ("syscall", "ServiceImage", OPEN, ("/usr/sbin/nginx",)),
+]
+
+
+@pytest.mark.parametrize(("source", "field", "plain", "expected"), VALUES)
+def test_value(source, field, plain, expected):
+    """A field's values, as text."""
+    event = event_from_plain(plain)
+
+    assert TABLE[source].applies(event)
+    assert expected == View(event).values(TABLE[source].fields[field])
+
+
+def test_every_field_has_an_event():
+    """No field of the table is without an event above that has it, in some source; audit's are raw."""
+    seen = {field for _, field, _, values in VALUES if values}
+
+    assert set() == {f for name, s in TABLE.items() if name != "auditd" for f in s.fields} - seen
+
+
+@pytest.mark.parametrize(
+    ("plain", "expected"),
+    [
+        (OPEN, True),
+        (call("openat", paths=["/x"], flags=0), False),
+        (call("openat", paths=["/x"], flags=0o2000000), False),
+        (call("openat", paths=["/x"], flags=2), True),
+        (call("openat", paths=["/x"]), False),
+        (call("openat", flags=1), False),
+        (call("rename", paths=["/a", "/b"]), True),
+        (call("chmod", paths=["/a"], mode=0o755), True),
+        (call("unlink", paths=["/a"]), False),
+        (EXEC, False),
+    ],
+)
+def test_what_a_file_event_is(plain, expected):
+    """Opening to write, creating, renaming and changing modes are; reading and deleting aren't."""
+    assert expected == TABLE["file_event"].applies(event_from_plain(plain))
+
+
+@pytest.mark.parametrize("plain", [UNIX, OPEN, call("bind", address={"family": "inet", "host": "1.1.1.1"})])
+def test_no_network_connection(plain):
+    """Only what goes out to an Internet address is a network connection."""
+    assert not TABLE["network_connection"].applies(event_from_plain(plain))
+
+
+EXECVE = {
+    "event": "exec",
+    "process": {"exe": "/usr/bin/chattr"},
+    "path": "/usr/bin/chattr",
+    "origin": "audit",
+    "records": [
+        ["SYSCALL", [["syscall", "59"], ["a0", "55dd12"], ["comm", "chattr"], ["key", "one\x01two"]]],
+        ["EXECVE", [["argc", "3"], ["a0", "chattr"], ["a1", "-i"], ["a2", "/etc/x"]]],
+        ["PATH", [["item", "0"], ["name", "/usr/bin/chattr"]]],
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ("{type: EXECVE, a0: chattr, a1: -i}", True),
+        ("{type: execve, a0: CHATTR}", True),
+        ("{type: EXECVE, a0: /usr/bin/chattr}", True),
+        ("{type: EXECVE, a0: /bin/chattr}", False),
+        ("{type: EXECVE, a0|contains: dd}", False),
+        ("{type: SYSCALL, a0|contains: dd}", True),
+        ("{type: PATH, name: /usr/bin/chattr, key: two}", True),
+        ("{type: PATH, key: one, comm: chattr}", True),
+        ("{type: SYSCALL, SYSCALL: execve}", True),
+        ("{type: EXECVE, a7: x}", False),
+        ("[chattr -i]", True),
+        ("['-x']", False),
+    ],
+)
+def test_records(fires_on_records, selection, expected):
+    """A rule for audit is tried against one record at a time; what it lacks is taken from the event's others."""
+    assert expected == fires_on_records(selection, EXECVE)
+
+
+def test_arguments_by_full_name(fires_on_records):
+    """A rule that names the program alone finds it where it was called by its path."""
+    event = {
+        "event": "exec",
+        "process": {},
+        "records": [["EXECVE", [["a0", "/opt/bin/wget"], ["a1", "--post-file=x"]]]],
+    }
+
+    assert fires_on_records("{type: EXECVE, a0: wget, a1|startswith: --post-file}", event)
+
+
+@pytest.mark.parametrize("name", [name for source in TABLE.values() for name in source.fields])
+def test_documented(name):
+    """Every field is in docs/rules.md."""
+    assert f"`{name}`" in DOC.read_text(encoding="utf-8")
