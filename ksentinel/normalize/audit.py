@@ -201,7 +201,7 @@ class AuditNormalizer:
             return (self._audit_event(group, table, records),)
         name, abi, mark = self._call(fields, number)
         result = _integer(fields.get("exit"))
-        title = self._title(group.records)
+        title = self._title(group.records, _text(fields.get("exe")), _text(fields.get("comm")))
         happened = _Happening(group, table, records, fields, name, abi, mark, result, title)
         if name in _EXECS and fields.get("success") == "yes":
             return (_exec(happened, argv, complete=complete),)
@@ -255,9 +255,22 @@ class AuditNormalizer:
             type=first.type,
         )
 
-    def _title(self, records: Iterable[Record]) -> tuple[str, ...]:
+    def _title(self, records: Iterable[Record], exe: str, comm: str) -> tuple[str, ...]:
+        """
+        Return the arguments that PROCTITLE tells, if they are this program's.
+
+        The kernel keeps the title of a task's first event in its audit context: after an exec it may still be that
+        of the program before (seen on 6.18). No arguments are better than another program's.
+        """
         raw = next((r.get("proctitle") for r in records if r.type == "PROCTITLE"), None)
-        return () if raw in (None, "(null)") else self._title_argv(str(raw))
+        argv = () if raw in (None, "(null)") else self._title_argv(str(raw))
+        if not argv:
+            return ()
+        # "-bash" is a login shell, "sshd: bob [priv]" was set by sshd itself.
+        first = posixpath.basename(argv[0].removeprefix("-").partition(" ")[0].partition(":")[0])
+        program = posixpath.basename(exe)
+        known = first[:15] == comm[:15] or (first and program.startswith(first))
+        return argv if known or not (exe or comm) else ()
 
     def _title_argv(self, raw: str) -> tuple[str, ...]:
         return self._mask(_clean_all(raw.removesuffix("\0").split("\0")))
