@@ -3,6 +3,7 @@
 
 import os
 import platform
+import pwd
 import signal
 import sys
 import time
@@ -89,7 +90,9 @@ def doctor(
     need: Annotated[
         str | None,
         typer.Option(
-            "--for", metavar="WHAT", help="Exit 0 exactly if this would work: monitor, enforce, audit, replay, build."
+            "--for",
+            metavar="WHAT",
+            help="Exit 0 exactly if this would work: monitor, enforce, audit, replay, build.",
         ),
     ] = None,
 ) -> None:
@@ -263,8 +266,8 @@ def replay(
         for source in sources:
             for alert in pipeline.walk(source):
                 outlet(alert)
-    accounts = [source.account() for source in sources]
-    files_told = [told for source in sources for told in _per_file(source)]
+        accounts = [source.account() for source in sources]
+        files_told = [told for source in sources for told in _per_file(source)]
     _finish(accounts, pipeline.account(), files_told, json=json)
 
 
@@ -463,7 +466,8 @@ def _pipeline(settings: Config, rules: list[Path] | None, folder: Path | None, *
     from ksentinel.shipped import shipped
 
     paths = rules or [Path(path) for path in settings.rules.paths] or [shipped("rules")]
-    ruleset = RuleSet.load(paths, trusted_uids={0, _user()})
+    users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
+    ruleset = RuleSet.load(paths, trusted_uids={0, _user()}, users=users)
     model = None
     if folder is not None:
         from ksentinel.detectors import artifact

@@ -43,6 +43,7 @@ enum ks_flag {
         KS_FLAG_UNREADABLE = 2, /* an argument was not in memory (or no valid pointer) */
         KS_FLAG_LOSSY = 4,      /* an earlier record of this thread was dropped */
         KS_FLAG_UNLINKED = 8,   /* the executed file has no name left (deleted, memfd) */
+        KS_FLAG_LATE = 16,      /* arguments read at the thread's next call: they weren't in memory at this one */
 };
 
 /* Parts of a record: struct ks_part, then len bytes, then the next one. */
@@ -115,9 +116,15 @@ struct ks_part {
         __u16 len;
 };
 
+enum ks_wanted {
+        KS_WANT_NOT = 0,
+        KS_WANT_PATIENTLY = 1, /* what isn't in memory yet is read at the thread's next call */
+        KS_WANT_AT_ONCE = 2,   /* there is no next call in this memory: exec */
+};
+
 /* Which arguments of a system call to read: argument numbers from 1, 0 for none. */
 struct ks_capture {
-        __u8 wanted;
+        __u8 wanted;          /* enum ks_wanted */
         __u8 path1;
         __u8 dir1;            /* directory descriptor that path1 is relative to */
         __u8 path2;
@@ -142,7 +149,8 @@ struct ks_counters {
         __u64 own;
         __u64 excluded;
         __u64 no_storage;     /* no memory for the thread's history */
-        __u64 contended;      /* the call came in the microseconds in which its thread was being swept */
+        __u64 contended;      /* the call came in the microseconds in which its thread was being swept: no token, no
+                               * arguments */
         __u64 closed[KS_CAUSES];
         __u64 windows_sent;
         __u64 windows_dropped;
@@ -153,6 +161,7 @@ struct ks_counters {
         __u64 calls_dropped;
         __u64 calls_truncated;
         __u64 calls_unreadable;
+        __u64 calls_late;
         __u64 lifecycle;      /* fork, exec, exit */
         __u64 lifecycle_sent;
         __u64 lifecycle_dropped;

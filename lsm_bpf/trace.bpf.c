@@ -14,7 +14,7 @@
  * Fails open: it only watches. What doesn't fit the ring buffer is dropped and counted, and the thread's next
  * record says so; the workload is never held up.
  *
- * Arguments of ks_call are read at entry, before the kernel copies them: another thread may change them in between
+ * Arguments of ks_call are read at entry (or, marked late, at the thread's next one), before the kernel copies them: another thread may change them in between
  * (so they are what was asked at that moment, not proof of what was done). Arguments of ks_exec are the new program's
  * own copy, read after the exec succeeded: those can't be raced. */
 #include "kernel_types.h"
@@ -45,8 +45,17 @@ struct thread {
         __u32 busy;          /* who sets it from 0 to 1 may change the rest */
         __u16 count;
         __u16 flags;
+        __u16 call_token;
+        __u16 postponed;     /* the call below is still to be sent */
         __u16 tokens[KS_WINDOW];
+        __u64 call_ns;
+        __u64 call_args[6];  /* of the last call whose arguments are wanted */
 };
+
+/* When a call's arguments are read. FIRST: at the call; if a page is not in memory (a string of a program that just
+ * started), the kernel is about to bring it in, so the call is postponed. AGAIN: at the thread's next call. BLIND: not
+ * at all, because that memory is gone or not this task's. */
+enum reading { FIRST, AGAIN, BLIND };
 
 struct scratch {
         union {
@@ -300,6 +309,18 @@ static __always_inline __u32 add_user_string(struct scratch *s, __u32 off, const
         return end(s, at, len & (2 * KS_TEXT - 1));
 }
 
+static __always_inline __u32 add_user_bytes(struct scratch *s, __u32 off, const void *from, __u32 len, __u16 kind)
+{
+        __u32 at = begin(s, off, kind);
+
+        len = len > 128 ? 128 : len; /* sizeof(struct sockaddr_storage) */
+        if (bpf_probe_read_user(&s->data[at & (KS_DATA - 1)], len, from)) {
+                s->header.flags |= KS_FLAG_UNREADABLE;
+                len = 0;
+        }
+        return end(s, at, len);
+}
+
 /* The directory that a relative path starts from; with an empty path (AT_EMPTY_PATH), the descriptor's file itself. */
 static __always_inline __u32 add_base(struct scratch *s, __u32 off, struct task_struct *task, int has_dir, int fd,
                                       __u16 kind)
@@ -329,69 +350,86 @@ static __always_inline __u32 add_path(struct scratch *s, __u32 off, struct task_
                                       __u16 kind, __u16 base_kind)
 {
         __u32 at = (off & (KS_DATA - 1)) + sizeof(struct ks_part);
+        int fd = (int)arg(&s->call, dir);
 
         off = add_user_string(s, off, (const void *)arg(&s->call, path), kind);
-        if (s->data[at & (KS_DATA - 1)] != '/' && !(s->header.flags & KS_FLAG_UNREADABLE))
-                off = add_base(s, off, task, dir, (int)arg(&s->call, dir), base_kind);
+        if (s->header.flags & KS_FLAG_UNREADABLE ? dir && fd >= 0 : s->data[at & (KS_DATA - 1)] != '/')
+                off = add_base(s, off, task, dir, fd, base_kind);
         return off;
 }
 
-static __noinline int send_call(struct pt_regs *regs, struct task_struct *task, __u32 token,
-                                const struct ks_capture *want)
+/* Sends thread's call. The caller holds thread->busy. */
+static __noinline int send_call(__u32 program, struct task_struct *task, struct thread *thread, enum reading reading)
 {
-        struct ks_counters *c = counters_of(SYS_ENTER);
-        struct scratch *s = scratch_of(SYS_ENTER);
-        __u32 off = 0, size;
+        struct ks_counters *c = counters_of(program);
+        struct scratch *s = scratch_of(program);
+        __u32 token = thread->call_token, off = 0;
+        struct ks_capture *want = bpf_map_lookup_elem(&captures, &token);
 
-        if (!s || !c)
+        if (!s || !c || !want)
                 return 0;
+        thread->postponed = 0;
         fill_header(&s->header, KS_KIND_CALL, 0, task);
-        read_args(s->call.args, regs, token);
+        s->header.time_ns = thread->call_ns;
+        __builtin_memcpy(s->call.args, thread->call_args, sizeof(s->call.args));
         if (want->address && !arg(&s->call, want->address))
                 return 0; /* sendto on a connected socket: nothing to tell */
-        c->calls++;
         s->call.token = token;
         s->call.uid = BPF_CORE_READ(task, cred, uid.val);
         s->call.euid = BPF_CORE_READ(task, cred, euid.val);
         s->call.unused = s->call.unused2 = 0;
 
+        if (reading == BLIND) {
+                s->header.flags |= KS_FLAG_UNREADABLE;
+                goto send;
+        }
+        if (reading == AGAIN)
+                s->header.flags |= KS_FLAG_LATE;
         if (want->path1)
                 off = add_path(s, off, task, want->path1, want->dir1, KS_PART_PATH1, KS_PART_BASE1);
         if (want->path2)
                 off = add_path(s, off, task, want->path2, want->dir2, KS_PART_PATH2, KS_PART_BASE2);
         if (want->address) {
-                __u32 len = arg(&s->call, want->address_len), at = begin(s, off, KS_PART_ADDRESS);
+                __u32 len = arg(&s->call, want->address_len);
 
-                len = len > 128 ? 128 : len; /* sizeof(struct sockaddr_storage) */
-                if (bpf_probe_read_user(&s->data[at & (KS_DATA - 1)], len, (void *)arg(&s->call, want->address))) {
-                        s->header.flags |= KS_FLAG_UNREADABLE;
-                        len = 0;
-                }
-                off = end(s, at, len);
+                off = add_user_bytes(s, off, (void *)arg(&s->call, want->address), len, KS_PART_ADDRESS);
         }
-        if (want->words) {
-                __u32 at = begin(s, off, KS_PART_WORDS), len = 8;
-
-                if (bpf_probe_read_user(&s->data[at & (KS_DATA - 1)], 8, (void *)arg(&s->call, want->words))) {
-                        s->header.flags |= KS_FLAG_UNREADABLE;
-                        len = 0;
-                }
-                off = end(s, at, len);
+        if (want->words)
+                off = add_user_bytes(s, off, (void *)arg(&s->call, want->words), 8, KS_PART_WORDS);
+        if (reading == FIRST && want->wanted == KS_WANT_PATIENTLY && s->header.flags & KS_FLAG_UNREADABLE) {
+                thread->postponed = 1;
+                return 0;
         }
-
+send:
+        c->calls++;
         if (s->header.flags & KS_FLAG_TRUNCATED)
                 c->calls_truncated++;
         if (s->header.flags & KS_FLAG_UNREADABLE)
                 c->calls_unreadable++;
+        if (s->header.flags & KS_FLAG_LATE)
+                c->calls_late++;
         if (off > KS_DATA)
                 off = KS_DATA;
-        size = offsetof(struct scratch, data) + off;
-        s->header.size = size;
-        if (bpf_ringbuf_output(&ring, s, size, 0))
+        s->header.size = offsetof(struct scratch, data) + off;
+        if (bpf_ringbuf_output(&ring, s, s->header.size, 0))
                 c->calls_dropped++;
         else
                 c->calls_sent++;
         return 0;
+}
+
+static __always_inline void append(struct ks_counters *c, struct task_struct *task, struct thread *thread, __u32 token)
+{
+        __u16 n = thread->count;
+
+        thread->last_tick = bpf_jiffies64();
+        if (!n)
+                thread->first_ns = bpf_ktime_get_boot_ns();
+        thread->tokens[n & (KS_WINDOW - 1)] = token;
+        thread->count = n + 1;
+        c->recorded++;
+        if (n + 1 >= KS_WINDOW)
+                close_window(c, task, thread, KS_CAUSE_FULL);
 }
 
 SEC("raw_tp/sys_enter")
@@ -416,36 +454,34 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
                 c->no_storage++;
                 return 0;
         }
-        token = token_of(task, ctx->args[1]);
-
         if (__sync_lock_test_and_set(&thread->busy, 1)) {
                 c->contended++;
-        } else {
-                __u16 n = thread->count;
-
-                thread->last_tick = bpf_jiffies64();
-                if (!n)
-                        thread->first_ns = bpf_ktime_get_boot_ns();
-                thread->tokens[n & (KS_WINDOW - 1)] = token;
-                thread->count = n + 1;
-                c->recorded++;
-                if (n + 1 >= KS_WINDOW)
-                        close_window(c, task, thread, KS_CAUSE_FULL);
-                __sync_lock_test_and_set(&thread->busy, 0);
+                return 0;
         }
+        token = token_of(task, ctx->args[1]);
+        if (thread->postponed)
+                send_call(SYS_ENTER, task, thread, AGAIN);
+        append(c, task, thread, token);
 
         want = bpf_map_lookup_elem(&captures, &token);
-        if (want && want->wanted)
-                send_call((struct pt_regs *)ctx->args[0], task, token, want);
+        if (want && want->wanted) {
+                thread->call_ns = bpf_ktime_get_boot_ns();
+                thread->call_token = token;
+                read_args(thread->call_args, (struct pt_regs *)ctx->args[0], token);
+                send_call(SYS_ENTER, task, thread, FIRST);
+        }
+        __sync_lock_test_and_set(&thread->busy, 0);
         return 0;
 }
 
-static __always_inline void flush(struct ks_counters *c, struct task_struct *task, __u16 cause)
+static __always_inline void flush(__u32 program, struct ks_counters *c, struct task_struct *task, __u16 cause)
 {
         struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
 
         if (!thread || __sync_lock_test_and_set(&thread->busy, 1))
                 return; /* being swept this very moment: the sweep sends it */
+        if (thread->postponed)
+                send_call(program, task, thread, BLIND);
         close_window(c, task, thread, cause);
         __sync_lock_test_and_set(&thread->busy, 0);
 }
@@ -495,7 +531,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 
         if (!c || !s)
                 return 0;
-        flush(c, task, KS_CAUSE_EXEC);
+        flush(EXEC, c, task, KS_CAUSE_EXEC);
         c->lifecycle++;
         fill_header(&s->header, KS_KIND_EXEC, 0, task);
         s->exec.uid = BPF_CORE_READ(task, cred, uid.val);
@@ -549,7 +585,7 @@ int on_exit(void *ctx __attribute__((unused)))
 
         if (!c)
                 return 0;
-        flush(c, task, KS_CAUSE_EXIT);
+        flush(EXIT, c, task, KS_CAUSE_EXIT);
         if (BPF_CORE_READ(task, signal, live.counter) > 0)
                 return 0; /* other threads of the process live on */
         c->lifecycle++;
@@ -589,12 +625,14 @@ int sweep(struct bpf_iter__task *ctx)
         if (!ctx->meta->seq_num)
                 measure_tick();
         thread = bpf_task_storage_get(&threads, task, 0, 0);
-        if (!thread || !thread->count)
+        if (!thread || (!thread->count && !thread->postponed))
                 return 0;
         if (!cfg->stopping && (bpf_jiffies64() - thread->last_tick) * tick_ns < cfg->idle_ns)
                 return 0;
         if (__sync_lock_test_and_set(&thread->busy, 1))
                 return 0;
+        if (thread->postponed)
+                send_call(SWEEP, task, thread, BLIND);
         close_window(c, task, thread, cfg->stopping ? KS_CAUSE_STOP : KS_CAUSE_IDLE);
         __sync_lock_test_and_set(&thread->busy, 0);
         return 0;

@@ -31,6 +31,14 @@ class Flag(IntFlag):
     UNREADABLE = 2
     LOSSY = 4
     UNLINKED = 8
+    LATE = 16
+
+
+class Wanted(IntEnum):
+    """When to read a call's arguments if they aren't in memory: at the thread's next call, or at once or never."""
+
+    PATIENTLY = 1
+    AT_ONCE = 2
 
 
 class PartKind(IntEnum):
@@ -168,6 +176,7 @@ class Counters(ctypes.Structure):
         ("calls_dropped", c_uint64),
         ("calls_truncated", c_uint64),
         ("calls_unreadable", c_uint64),
+        ("calls_late", c_uint64),
         ("lifecycle", c_uint64),
         ("lifecycle_sent", c_uint64),
         ("lifecycle_dropped", c_uint64),

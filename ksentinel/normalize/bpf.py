@@ -62,6 +62,8 @@ _VALUES: dict[str, tuple[tuple[str, int], ...]] = {
     "sendto": (("fd", 1),),
     "fchmod": (("fd", 1),),
 }
+# Names that are no files of a directory.
+_NOT_PATHS = {"memfd_create", "delete_module", "mount"}
 _O_CREAT, _O_TMPFILE = 0o100, 0o20000000
 
 
@@ -202,7 +204,9 @@ class BpfNormalizer:
         if name in {"open", "openat"} and not (open_flags or 0) & (_O_CREAT | _O_TMPFILE):
             mode = None  # whatever stood in the register
         paths = [
-            _absolute(_string(parts[path]), _names(parts.get(base, b"")))
+            _string(parts[path])
+            if name in _NOT_PATHS
+            else _absolute(_string(parts[path]), _names(parts.get(base, b"")))
             for path, base in (
                 (abi.PartKind.PATH1, abi.PartKind.BASE1),
                 (abi.PartKind.PATH2, abi.PartKind.BASE2),

@@ -133,10 +133,15 @@ class ProcessTable:
     def exit(self, key: ProcessKey) -> Process:
         """Let a process go; returns what it was."""
         process = self.find(key)
-        del self._by_pid[key.pid]
+        if self._by_pid.get(key.pid) is process:
+            del self._by_pid[key.pid]
         return process
 
     def _keep(self, process: Process) -> Process:
+        now = self._by_pid.get(process.key.pid)
+        if now is not None and now.key > process.key:
+            # Late word of a process whose PID another one has by now: that one stays.
+            return process
         self._by_pid[process.key.pid] = process
         self._by_pid.move_to_end(process.key.pid)
         if len(self._by_pid) > self.limit:

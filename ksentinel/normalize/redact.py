@@ -46,6 +46,8 @@ _NO_SECRET = (
     "force",
     "change",
 )
+# After these of env's options comes NAME=value; after others may come code (sh -c).
+_ENV_OPTIONS = frozenset({"-", "--", "-i", "-0", "-E", "-H", "--ignore-environment", "--null"})
 _DIRECTORIES = frozenset({"PWD", "OLDPWD", "OLD_PWD"})
 
 # name=value, name: value, "name": "value" anywhere in a text.
@@ -151,7 +153,7 @@ def _words(words: Sequence[str], depth: int) -> list[str]:
     assigning = True  # as long as only env, options and NAME=value have been seen
     for word in words:
         secret = _announces(previous, manners)
-        if secret and word and not (word.startswith("-") and _OPTION.fullmatch(word)):
+        if secret and word and not word.startswith("--") and not _OPTION.fullmatch(word):
             masked.append(MASK)
         else:
             masked.append(_word(word, previous, manners, depth, assigning=assigning))
@@ -190,7 +192,13 @@ def _word(word: str, previous: str, manners: Sequence[_Manner], depth: int, *, a
         if header is not None:
             return f"{header[1]}{header[2] or ''}{MASK}"
     assigned = _ASSIGNED.fullmatch(word)
-    if assigned is None and assigning and not word.startswith(tuple(f"{name}=" for name in _DIRECTORIES)):
+    code = previous.startswith("-") and previous not in _ENV_OPTIONS
+    if (
+        assigned is None
+        and assigning
+        and not code
+        and not word.startswith(tuple(f"{name}=" for name in _DIRECTORIES))
+    ):
         assigned = _VARIABLE.fullmatch(word)
     if assigned is not None:
         return f"{assigned[1]}{MASK}"

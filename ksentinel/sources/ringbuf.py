@@ -6,7 +6,6 @@ Loads ``lsm_bpf/trace.bpf.c``, tells it which arguments to read, and yields its 
 makes events and windows of them.
 """
 
-import ctypes
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -52,7 +51,7 @@ CAPTURES: dict[str, tuple[int, ...]] = {
     "sendto": (0, 0, 0, 0, 5, 6),
     "memfd_create": (1,),
     "delete_module": (1,),
-    "finit_module": (2,),
+    "finit_module": (),
     "init_module": (),
     "ptrace": (),
     "process_vm_readv": (),
@@ -211,7 +210,8 @@ class Collector:
 
     def _capture(self, name: str, arguments: tuple[int, ...]) -> None:
         fields = ("path1", "dir1", "path2", "dir2", "address", "address_len", "words")
-        capture = abi.Capture(wanted=1, **dict(zip(fields, arguments, strict=False)))
+        wanted = abi.Wanted.AT_ONCE if name.startswith("execve") else abi.Wanted.PATIENTLY
+        capture = abi.Capture(wanted=wanted, **dict(zip(fields, arguments, strict=False)))
         tables = [(self.arch, (syscalls.Abi.NATIVE, syscalls.Abi.X32)), ("i386", (syscalls.Abi.COMPAT,))]
         known = False
         for arch, abis in tables if self.arch == "x86_64" else tables[:1]:
@@ -222,8 +222,3 @@ class Collector:
                     self._object.map("captures").update(syscalls.token(number, one), capture)
         if not known and self.arch == "x86_64":
             raise HostError(f"no system call is named {name}", remedy="please report this")
-
-
-def header(record: memoryview) -> abi.Header:
-    """Return the header that every record starts with."""
-    return abi.Header.from_buffer_copy(record[: ctypes.sizeof(abi.Header)])
