@@ -4,6 +4,7 @@
 import socket
 import threading
 from pathlib import Path
+from typing import Self
 
 from webserver import WebServer
 
@@ -21,7 +22,7 @@ class Listener:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._accept)
 
-    def __enter__(self) -> "Listener":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

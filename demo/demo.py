@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from attacks import Listener, code_injection, command_injection, decoy
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from attacks import Listener, code_injection, command_injection, decoy
 from webserver import Visitors, WebServer, fetch
+
+from ksentinel.printable import printable
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
@@ -36,7 +37,7 @@ KSENTINEL = [str(Path(sys.executable).parent / "ksentinel")]
 RECORD_SECONDS, CALM_SECONDS = 60, 30
 LEVELS = ("none", "informational", "low", "medium", "high", "critical")
 
-out = Console(highlight=False)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 @dataclass
@@ -50,18 +51,22 @@ class Attack:
     alerts: list[dict[str, Any]] = field(default_factory=list)
 
     def covers(self, alert: dict[str, Any]) -> bool:
+        """Tell whether *alert* was told while the attack ran."""
         return self.started <= alert["updated_ns"] / 1e9 <= self.ended + 1.0
 
     @property
     def best(self) -> dict[str, Any] | None:
-        return max(self.alerts, key=lambda a: (LEVELS.index(a["level"]), a["updated_ns"]), default=None)
+        """The worst of its alerts, in the newest form."""
+        newest = {alert["id"]: alert for alert in self.alerts}
+        return max(newest.values(), key=lambda a: (LEVELS.index(a["level"]), a["updated_ns"]), default=None)
 
 
-class Failed(Exception):
+class DemoError(Exception):
     """The demonstration did not show what it promises."""
 
 
 def main() -> int:
+    """Run the demonstration; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--live", action="store_true")
@@ -81,7 +86,7 @@ def main() -> int:
     except KeyboardInterrupt:
         out.print("\ninterrupted: everything that was started has been stopped")
         return 130
-    except Failed as failed:
+    except DemoError as failed:
         out.print(Text(f"\nThe demonstration failed: {failed}", "bold red"))
         return 1
     except subprocess.CalledProcessError as failed:
@@ -100,7 +105,7 @@ def live(keep: Path | None) -> None:
     )
     if check.returncode:
         out.print(check.stdout.decode(errors="replace"))
-        raise Failed(
+        raise DemoError(
             "live monitoring doesn't work on this machine (the table above says why); try `make demo-replay`"
         )
     work = fresh(BUILD / "demo")
@@ -146,7 +151,7 @@ def live(keep: Path | None) -> None:
                 attack.ended = time.time()
                 time.sleep(4)
         if len(listener.received) != len(attacks):
-            raise Failed(
+            raise DemoError(
                 f"{len(listener.received)} of {len(attacks)} secrets arrived: the attacks didn't work"
             )
     if keep:
@@ -253,16 +258,16 @@ def show(
 
     missed = [attack.label for attack in [*attacks, persistence] if attack.best is None]
     if missed:
-        raise Failed(f"no alert for attack {', '.join(missed)}")
+        raise DemoError(f"no alert for attack {', '.join(missed)}")
     if loud:
-        raise Failed(f"{len(loud)} alert(s) of level high before the attacks")
+        raise DemoError(f"{len(loud)} alert(s) of level high before the attacks")
     quiet = [
         a.label
         for a in [*attacks, persistence]
         if a.best and LEVELS.index(a.best["level"]) < LEVELS.index("high")
     ]
     if quiet:
-        raise Failed(f"the alert for attack {', '.join(quiet)} is below level high")
+        raise DemoError(f"the alert for attack {', '.join(quiet)} is below level high")
 
 
 def p_values(scores: list[dict[str, Any]], attacks: list[Attack], calm_until: float) -> None:
@@ -300,7 +305,7 @@ def why(attack: Attack) -> None:
         if "match" in evidence:
             for clause in evidence["match"]["clauses"]:
                 if not clause["negated"]:
-                    value = printable(clause["value"])
+                    value = printable(str(clause["value"]), 160)
                     out.print(
                         Text(f"  rule clause   {clause['field']} {clause['test'][:50]}: {value}", "yellow")
                     )
@@ -354,12 +359,12 @@ def monitoring(command: list[Any], work: Path) -> Iterator[None]:
                     break
                 time.sleep(0.1)
             if process.poll() is not None:
-                raise Failed(f"monitoring ended: {(work / 'monitor.err').read_text(errors='replace')}")
+                raise DemoError(f"monitoring ended: {(work / 'monitor.err').read_text(errors='replace')}")
             yield
         finally:
             stop(process)
     if process.returncode:
-        raise Failed(f"monitoring failed: {(work / 'monitor.err').read_text(errors='replace')}")
+        raise DemoError(f"monitoring failed: {(work / 'monitor.err').read_text(errors='replace')}")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -415,12 +420,6 @@ def fresh(work: Path) -> Path:
             subprocess.run([*as_root(), "rm", "-r", work], check=True)
     work.mkdir(parents=True)
     return work
-
-
-def printable(value: object) -> str:
-    from ksentinel.printable import printable as harmless
-
-    return harmless(str(value), 160)
 
 
 def step(text: str) -> None:

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Self
 
 PACKAGES = ("lighttpd", "libxxhash0", "libpcre2-8-0", "libnettle8", "libcrypt1")
 _CONFIG = """\
@@ -57,7 +58,7 @@ class WebServer:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
 
-    def __enter__(self) -> "WebServer":
+    def __enter__(self) -> Self:
         config = self.work / "lighttpd.conf"
         config.write_text(_CONFIG.format(site=self.site, port=self.port, work=self.work))
         libraries = next((self.root / "usr/lib").glob("*-linux-gnu"))
@@ -73,9 +74,10 @@ class WebServer:
             try:
                 self.pid = int((self.work / "lighttpd.pid").read_text())
                 self.get("/")
-                return self
             except (OSError, ValueError):
                 time.sleep(0.05)
+            else:
+                return self
         message = f"lighttpd did not start: see {self.work / 'error.log'}"
         raise SystemExit(message)
 
@@ -111,7 +113,7 @@ class Visitors:
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._visit, args=(seed + n,)) for n in range(threads)]
 
-    def __enter__(self) -> "Visitors":
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

@@ -19,7 +19,7 @@ def printable(text: str, limit: int = 0) -> str:
 
     Examples
     --------
-    >>> print(printable("ls \x1b[2J‮txt.exe \udcff"))
+    >>> print(printable("ls \x1b[2J\u202etxt.exe \udcff"))
     ls \x1b[2J\u202etxt.exe \xff
     """
     if not text.isascii() or not text.isprintable():
