@@ -165,7 +165,7 @@ class Store:
 
 
 def to_json(plain: dict[str, Any]) -> bytes:
-    """Return compact JSON; bytes that were no UTF-8 are written as ``\\\\xNN``."""
+    """Return compact JSON; bytes that were no UTF-8 are written as hexadecimal escapes."""
     try:
         return orjson.dumps(plain)
     except TypeError:

@@ -75,8 +75,9 @@ class Assembler:
 
     def add(self, event: Event) -> Iterator[Window]:
         """Take an event in; yield the windows that it closes, its own thread's last."""
-        for tid, filling in list(self._open.items()):
-            if event.time_ns - filling.last_ns < self.idle_ns:
+        while self._open:
+            tid, silent = next(iter(self._open.items()))  # the one silent for longest
+            if event.time_ns - silent.last_ns < self.idle_ns:
                 break
             yield self._close(tid, Cause.IDLE)
         if isinstance(event, ExecEvent) and event.tid in self._open:

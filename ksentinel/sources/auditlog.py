@@ -20,7 +20,8 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -45,6 +46,7 @@ KEPT_MALFORMED = 20
 
 _SECOND = 1_000_000_000
 _BATCH = 256
+_REMEMBERED = 16384
 _CHUNK = 1 << 16
 _HEADER = re.compile(rb"\s*(?:node=(\S+)\s+)?type=(\S+)\s+msg=audit\((\d{1,12})\.(\d{1,3}):(\d{1,10})\)")
 _INTERPRETED = re.compile(rb"\s*(?:node=\S+\s+)?type=\S+\s+msg=audit\(\d+/")
@@ -100,6 +102,9 @@ class Account:
     events: int = 0
 
 
+Pair = tuple[str, str]
+"""A field: name and value."""
+
 Key = tuple[str, int, int]
 """Node, time in ns, serial."""
 
@@ -148,7 +153,10 @@ class RecordParser:
         results: list[tuple[Key, Record] | str] = []
         keys: list[tuple[int, Key]] = []  # index in results
         batch = self._batch
-        batch.lines, batch.errors = [], {}
+        texts: list[bytes] = []
+        batch.waiting, batch.errors = [], {}
+        if sum(map(len, batch.decoded.values())) > _REMEMBERED or len(batch.decoded) > _REMEMBERED:
+            batch.decoded.clear()
         for line in lines:
             header = _HEADER.match(line) if len(line) <= MAX_LINE else None
             if header is None:
@@ -160,23 +168,28 @@ class RecordParser:
             if kind == b"EOE":  # it has no fields, and auparse passes over one that comes alone
                 results.append((key, Record("EOE", ())))
                 continue
-            keys.append((len(results), key))
-            results.append("")
             # Of an event at second 0 of the epoch, auparse hands out no fields; the key has the time already.
             text = line if time_ns >= _SECOND else line[: header.start(3)] + b"1" + line[header.end(3) :]
-            batch.lines.append(_printable(text))
-        batch.found = [None] * len(batch.lines)
-        if batch.lines:
-            self._parser.feed(b"\n".join(batch.lines) + b"\n")
+            # auparse ends a line at NUL, and hands out str, so only UTF-8 may come back.
+            if not text.isascii():
+                text = text.decode("utf-8", "backslashreplace").encode()
+            if b"\0" in text:
+                text = text.replace(b"\0", b"\\x00")
+            keys.append((len(results), key))
+            results.append("")
+            texts.append(text)
+            batch.waiting.append((kind.decode("utf-8", "backslashreplace"), text))
+        batch.found = [None] * len(texts)
+        if texts:
+            self._parser.feed(b"\n".join(texts) + b"\n")
             # Each batch is flushed, because auparse looks through all open events for each line.
             self._parser.flush_feed()
-            batch.fed += len(batch.lines)
+            batch.fed += len(texts)
         for at, ((index, key), record) in enumerate(zip(keys, batch.found, strict=True)):
-            results[index] = (
-                (key, record)
-                if record is not None
-                else batch.errors.get(at, "auparse passed over this record")
-            )
+            if record is not None:
+                results[index] = (key, record)
+            else:
+                results[index] = batch.errors.get(at, "auparse passed over this record")
         return results
 
 
@@ -185,8 +198,10 @@ class _Batch:
 
     def __init__(self, encoded: frozenset[int]) -> None:
         self.encoded = encoded
+        # Per record type, fields as auparse has them -> decoded: most of a log says the same again and again.
+        self.decoded: defaultdict[str, dict[Pair, Pair]] = defaultdict(dict)
         self.fed = 0
-        self.lines: list[bytes] = []
+        self.waiting: list[tuple[str, bytes]] = []
         self.found: list[Record | None] = []
         self.errors: dict[int, str] = {}
 
@@ -196,9 +211,11 @@ def _take(parser: Any, _kind: int, batch: _Batch) -> None:
     parser.first_record()
     while True:
         index = parser.get_line_number() - batch.fed - 1
-        line = batch.lines[index]
+        kind, line = batch.waiting[index]
         try:
-            batch.found[index] = Record(_type(parser, line), _fields(parser, line, batch.encoded))
+            if kind.isdigit():
+                kind = _name(parser, kind)
+            batch.found[index] = Record(kind, _fields(parser, line, batch.encoded, batch.decoded[kind]))
         except (LookupError, RuntimeError) as error:
             # auparse stumbled over this one: counted as malformed, and the walk goes on.
             batch.errors[index] = f"auparse can't read this record: {error}"
@@ -206,30 +223,38 @@ def _take(parser: Any, _kind: int, batch: _Batch) -> None:
             return
 
 
-def _type(parser: Any, line: bytes) -> str:
-    header = _HEADER.match(line)
-    kind = "" if header is None else header[2].decode()
-    if not kind.isdigit():
-        return kind
+def _name(parser: Any, number: str) -> str:
     try:
         return str(parser.get_type_name())
     except LookupError:  # a number that auparse has no name for
-        return kind
+        return number
 
 
-def _fields(parser: Any, line: bytes, encoded: frozenset[int]) -> tuple[tuple[str, str], ...]:
-    fields: list[tuple[str, str]] = []
-    append, name_of, value_of = fields.append, parser.get_field_name, parser.get_field_str
-    is_hex, more = _HEX.fullmatch, parser.next_field
+def _fields(parser: Any, line: bytes, encoded: frozenset[int], decoded: dict[Pair, Pair]) -> tuple[Pair, ...]:
+    fields: list[Pair] = []
+    append, name_of, value_of, more = (
+        fields.append,
+        parser.get_field_name,
+        parser.get_field_str,
+        parser.next_field,
+    )
     going = parser.first_field()
     while going:
-        name, value = name_of(), value_of()
-        if value[:1] == '"':
-            # auparse ends a quoted value at its first blank; only user space writes such.
-            value = value[1:-1] if len(value) > 1 and value[-1] == '"' else _quoted(name, value, line)
-        elif not len(value) % 2 and is_hex(value) and parser.get_field_type() in encoded:
-            value = bytes.fromhex(value).decode("utf-8", "surrogateescape")
-        append((name, value))
+        raw = name_of(), value_of()
+        pair = decoded.get(raw)
+        if pair is None:
+            name, value = raw
+            if value[:1] == '"':
+                # auparse ends a quoted value at its first blank; only user space writes such.
+                whole = len(value) > 1 and value[-1] == '"'
+                pair = name, value[1:-1] if whole else _quoted(name, value, line)
+            elif _HEX.fullmatch(value) and parser.get_field_type() in encoded:
+                whole, pair = True, (name, bytes.fromhex(value).decode("utf-8", "surrogateescape"))
+            else:
+                whole, pair = True, raw
+            if whole:  # the others are not told by their own words alone
+                decoded[raw] = pair
+        append(pair)
         going = more()
     # node is kept (events have no host of their own), type is Record.type.
     type_at = 1 if fields and fields[0][0] == "node" else 0
@@ -260,13 +285,17 @@ class Assembler:
         self.limit = held
         self.held = 0
         self._open: dict[Key, list[Record]] = {}
+        self._order: deque[Key] = (
+            deque()
+        )  # a dict's first key gets ever slower to find as its heads are popped
         self._newest: dict[str, int] = {}
 
-    def add(self, key: Key, record: Record) -> Iterator[AuditGroup]:
-        """Take one record; yield the groups that are over by that."""
+    def add(self, key: Key, record: Record) -> Sequence[AuditGroup]:
+        """Take one record; return the groups that are over by that."""
         records = self._open.get(key)
         if records is None:
             self._open[key] = [record]
+            self._order.append(key)
         else:
             records.append(record)
         self.held += 1
@@ -275,19 +304,22 @@ class Assembler:
         # A line much older than the newest: the clock was set back. The groups of before wait for others to push them.
         if newest is None or time_ns > newest or time_ns < newest - self.window_ns:
             self._newest[node] = time_ns
-        while self._open:
-            head = next(iter(self._open))
+        over: list[AuditGroup] = []
+        while self._order:
+            head = self._order[0]
             if self._newest[head[0]] - head[1] <= self.window_ns and self.held <= self.limit:
-                return
-            yield self._pop(head)
+                break
+            over.append(self._pop())
+        return over
 
     def flush(self) -> Iterator[AuditGroup]:
         """Yield what is still open: the input is over."""
-        while self._open:
-            yield self._pop(next(iter(self._open)))
+        while self._order:
+            yield self._pop()
         self._newest.clear()
 
-    def _pop(self, key: Key) -> AuditGroup:
+    def _pop(self) -> AuditGroup:
+        key = self._order.popleft()
         records = self._open.pop(key)
         self.held -= len(records)
         node, time_ns, serial = key
@@ -516,13 +548,6 @@ def arguments(records: Iterable[Record]) -> tuple[tuple[str, ...], bool]:
     found = sorted(whole)
     complete &= count is None or (len(found) == count and (not found or found[-1] == count - 1))
     return tuple(whole[index] for index in found), complete
-
-
-def _printable(line: bytes) -> bytes:
-    # auparse ends a line at NUL, and hands out str, so only UTF-8 may come back.
-    if line.isascii():
-        return line.replace(b"\0", b"\\x00") if b"\0" in line else line
-    return line.decode("utf-8", "backslashreplace").replace("\0", "\\x00").encode()
 
 
 def _why_not(line: bytes) -> str:
