@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: one function a subcommand: parse, call, print. The only place that asks for clock and host."""
 
+import errno
 import os
 import platform
 import pwd
@@ -8,7 +9,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -17,9 +19,14 @@ import typer
 
 import ksentinel
 from ksentinel.config import Config
-from ksentinel.errors import InputError, KsentinelError, UsageError
+from ksentinel.errors import InputError, KsentinelError, ModelError, UsageError
 from ksentinel.level import Level
 from ksentinel.printable import printable
+
+INTERRUPTED = 130
+
+# Typer has carried a click of its own since 0.21 and exports only a part of it: the errors of parsing by their base.
+_PARSE_ERROR: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="ksentinel",
@@ -31,6 +38,8 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+ARCHES = ("x86_64", "aarch64")
+
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Configuration (YAML).")]
 ModelFolder = Annotated[
     Path | None, typer.Option("--model", metavar="DIR", help="A trained model; without one, rules run alone.")
@@ -52,21 +61,66 @@ Duration = Annotated[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit status 2 for wrong usage, 1 for a run that failed."""
+    """
+    Run the command line.
+
+    Exit status: 0, 1 for a run that failed, 2 for wrong usage, 130 after Ctrl-C; ``doctor`` has one more.
+    """
+    _open_standard_streams()
     try:
-        app(args=arguments, standalone_mode=True)
+        status = app(args=arguments, prog_name="ksentinel", standalone_mode=False)
+        sys.stdout.flush()  # a full disk shows itself here, not in the interpreter's last moments
     except KsentinelError as error:
         complain(error)
-        sys.exit(error.exit_status)
-    except BrokenPipeError:
-        # Whoever read our output has gone; the interpreter must not find out again at exit.
+        status = error.exit_status
+    except _PARSE_ERROR as error:
+        status = _wrong_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has had enough
+        status = 1
+    except OSError as error:
+        full = "standard output" if error.errno == errno.ENOSPC else None
+        complain(InputError(error.strerror or str(error), at=error.filename or full))
+        status = 1
+    if status == INTERRUPTED:
+        _status("interrupted")
+    try:
+        sys.stdout.flush()
+    except OSError:  # said above; the interpreter must not find out again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        status = status or 1
+    sys.exit(status)
 
 
 def complain(error: KsentinelError) -> None:
     """Print an error as one line."""
-    sys.stderr.write(f"ksentinel: {printable(str(error))}\n")
+    _status(str(error))
+
+
+def _wrong_usage(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return UsageError.exit_status
+    command = error.ctx.command_path if error.ctx is not None else "ksentinel"
+    said = " ".join(error.format_message().split()).rstrip(".")
+    complain(UsageError(said, remedy=f"`{command} --help` lists what there is"))
+    return UsageError.exit_status
+
+
+def _open_standard_streams() -> None:
+    # Closed ones (`>&-`) would give their numbers to the next files opened, the store among them.
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 -- for the whole run
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        # Whatever the locale: what it can't show is escaped.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _version(wanted: bool) -> None:
@@ -144,7 +198,9 @@ def record(
     ] = None,
     pid: Annotated[
         list[int] | None,
-        typer.Option("--pid", metavar="N", help="Keep only this process and its children (repeatable)."),
+        typer.Option(
+            "--pid", metavar="N", min=1, help="Keep only this process and its children (repeatable)."
+        ),
     ] = None,
     config: ConfigFile = None,
     json: Json = False,
@@ -155,6 +211,8 @@ def record(
 
     settings = _config(config)
     seconds = parse_duration(duration)
+    if out.exists():  # said before the kernel is asked for anything
+        raise InputError("exists already", at=out, remedy="name another file, or remove it")
     keep = _keep(exe or [], pid or [])
     facts = _host_facts() | {"exe": exe or [], "pid": pid or []}
     with ExitStack() as stack:
@@ -187,28 +245,32 @@ def train(
 
     from ksentinel.detectors import artifact, facts
     from ksentinel.recording import Reader
-    from ksentinel.report import Progress
+    from ksentinel.report import Progress, lines
     from ksentinel.training import train as fit
     from ksentinel.window import Window
 
-    if out.exists() and not out.is_dir():
-        raise UsageError("is no folder", at=out, remedy="name a folder for the model")
+    # Said before minutes are spent on training.
+    if out.exists() and not (out / "manifest.json").is_file():
+        raise InputError("is there already and is no model", at=out, remedy="name another folder")
+    _once(recordings)
     windows: list[Window] = []
     named: list[facts.Recording] = []
     about: dict[str, Any] = {}
+    arches = set()
     for path in recordings:
         with Reader(path) as recording:
             about = recording.facts
-            if about.get("arch") != platform.machine():
-                raise InputError(
-                    f"was recorded on {about.get('arch')}, this is {platform.machine()}",
-                    at=path,
-                    remedy="train where it was recorded: numbers of system calls differ",
-                )
+            arches.add(_arch_of(recording))
             windows.extend(recording.windows())
-        named.append(facts.Recording(path.name, hashlib.sha256(path.read_bytes()).hexdigest()))
-    with Progress(quiet=json) as progress:
-        trained = fit(windows, order=order, progress=progress.step)
+        with path.open("rb") as file:
+            named.append(facts.Recording(path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+    arch = _one_arch(arches)
+    try:
+        with Progress(quiet=json) as progress:
+            trained = fit(windows, order=order, arch=arch, progress=progress.step)
+    except ModelError as error:
+        where = error.at or ", ".join(str(path) for path in recordings)
+        raise ModelError(error.what, at=where, remedy=error.remedy) from None
     known = replace(
         trained.facts,
         recordings=tuple(named),
@@ -219,9 +281,7 @@ def train(
     if json:
         _print_json({"model": str(out), "facts": msgspec.to_builtins(known)})
         return
-    for line in trained.report:
-        typer.echo(printable(line))
-    typer.echo(f"model written to {out}")
+    lines([*trained.report, f"model written to {out}"])
 
 
 @app.command()
@@ -244,22 +304,26 @@ def replay(
     from ksentinel.streams import AuditLogs
 
     settings = _config(config)
+    _once(files)
+    stdin = Path("-")
     for path in files:
-        if path != Path("-") and not path.exists():
-            raise UsageError("there is no such file", at=path)
+        if path != stdin and not path.exists():
+            raise InputError("there is no such file", at=path, remedy="name an audit log or a recording")
         if path.is_dir():
-            raise UsageError("is a directory", at=path, remedy="name the files in it")
-    recorded = [path for path in files if path != Path("-") and is_recording(path)]
+            raise InputError("is a directory", at=path, remedy="name the files in it")
+    recorded = [path for path in files if path != stdin and is_recording(path)]
     logs: list[Path | Literal["-"]] = [
-        "-" if path == Path("-") else path for path in files if path not in recorded
+        "-" if path == stdin else path for path in files if path not in recorded
     ]
 
     with ExitStack() as stack:
         sources: list[Any] = [stack.enter_context(Reader(path)) for path in recorded]
+        arch = _one_arch({_arch_of(source) for source in sources} or {platform.machine()})
         redact = _redactor(settings)
+        audit = AuditLogs(logs, redact, None if sys.stdin is None else sys.stdin.buffer)
         if logs:
-            sources.append(AuditLogs(logs, redact, sys.stdin.buffer))
-        pipeline = _pipeline(settings, rules, model, arch=_arch(sources))
+            sources.append(audit)
+        pipeline = _pipeline(settings, rules, model, arch=arch)
         outlet = stack.enter_context(_outlet(store, json=json))
         if scores is not None:
             pipeline.watch = stack.enter_context(_scores(scores))
@@ -268,7 +332,13 @@ def replay(
                 outlet(alert)
         accounts = [source.account() for source in sources]
         files_told = [told for source in sources for told in _per_file(source)]
-    _finish(accounts, pipeline.account(), files_told, json=json)
+    if recorded or any(log.account.events for log in audit.logs) or not audit.failures:
+        _finish(accounts, pipeline.account(), files_told, json=json)
+        _mute_model(model, pipeline.account())
+    for failure in audit.failures:
+        complain(failure)
+    if audit.failures:
+        raise typer.Exit(InputError.exit_status)
 
 
 @app.command()
@@ -291,7 +361,8 @@ def monitor(
         outlet = stack.enter_context(_outlet(store or default_store(), json=json))
         if scores is not None:
             pipeline.watch = stack.enter_context(_scores(scores))
-        _status("watching" + ("" if seconds is None else f" for {seconds:g} s") + "; Ctrl-C stops")
+        alone = " by rules alone (no --model)" if model is None else ""
+        _status(f"watching{alone}" + ("" if seconds is None else f" for {seconds:g} s") + "; Ctrl-C stops")
         for alert in pipeline.walk(stream):
             outlet(alert)
         account = stream.account()
@@ -321,7 +392,7 @@ def alerts(
         for alert in found:
             _print_json(alert)
     else:
-        alerts_table(found)
+        alerts_table(found, limit=limit)
 
 
 @app.command()
@@ -343,8 +414,15 @@ def default_store() -> Path:
     """Return where alerts are kept: system-wide for root, in the user's state folder otherwise."""
     if os.geteuid() == 0:
         return Path("/var/lib/ksentinel/alerts.db")
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
-    return Path(state) / "ksentinel" / "alerts.db"
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not state.is_absolute():
+        try:
+            state = Path.home() / ".local/state"
+        except RuntimeError:
+            raise UsageError(
+                "this user has no home to keep alerts in", remedy="name a file by --store"
+            ) from None
+    return state / "ksentinel" / "alerts.db"
 
 
 def parse_duration(text: str | None) -> float | None:
@@ -407,7 +485,9 @@ def _stopping(seconds: float | None) -> Iterator[Callable[[], bool]]:
         nonlocal signalled
         signalled = True
 
-    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    caught = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        caught.append(signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in caught}
     end = None if seconds is None else time.monotonic() + seconds
     try:
@@ -445,6 +525,15 @@ def _live(
 def _keep(exes: list[str], pids: list[int]) -> Callable[[Any], bool] | None:
     if not exes and not pids:
         return None
+    for exe in exes:
+        # One that isn't there may be a container's; a bare name is a mistake, and nothing would ever be kept.
+        if not exe.startswith("/") and not Path(exe).is_file():
+            raise UsageError(
+                f"--exe {exe!r} is no file", remedy=f"name its path, e.g. --exe $(command -v {exe})"
+            )
+    for pid in pids:
+        if not Path("/proc", str(pid)).exists():
+            raise UsageError(f"--pid {pid}: there is no such process", remedy="`ps -e` lists them")
     wanted, numbers = {str(Path(exe).resolve()) for exe in exes}, set(pids)
 
     def keep(item: Any) -> bool:
@@ -483,12 +572,45 @@ def _pipeline(settings: Config, rules: list[Path] | None, folder: Path | None, *
     return Pipeline(ruleset, model, incidents, explain=Explainer(model))
 
 
-def _arch(sources: Sequence[Any]) -> str:
-    """Return whose system call numbers the recordings have; they can't be mixed."""
-    found = {str(source.facts.get("arch")) for source in sources if hasattr(source, "facts")}
-    if len(found) > 1:
-        raise UsageError(f"recordings of {' and '.join(sorted(found))} can't be replayed together")
-    return found.pop() if found else platform.machine()
+def _arch_of(recording: Any) -> str:
+    """Return whose system call numbers a recording has."""
+    arch = recording.facts.get("arch")
+    if arch not in ARCHES:
+        raise InputError(
+            f"was recorded on architecture {arch!r}; this ksentinel knows {', '.join(ARCHES)}",
+            at=recording.path,
+            remedy="record again",
+        )
+    return str(arch)
+
+
+def _one_arch(arches: set[str]) -> str:
+    if len(arches) > 1:
+        raise UsageError(
+            f"recordings of {' and '.join(sorted(arches))} can't go together",
+            remedy="numbers of system calls differ: one architecture at a time",
+        )
+    (arch,) = arches
+    return arch
+
+
+def _once(paths: Sequence[Path]) -> None:
+    """Refuse a file that is named twice: what is in it would count twice."""
+    seen: set[Path] = set()
+    for path in paths:
+        real = path if path == Path("-") else path.resolve()
+        if real in seen:
+            raise UsageError("is named twice", at=path, remedy="name it once")
+        seen.add(real)
+
+
+def _mute_model(model: Path | None, walked: dict[str, int]) -> None:
+    """Say so if the model was asked about windows and had no say in any."""
+    if model is not None and walked["windows_unscored"] and not walked["windows_scored"]:
+        _status(
+            f"{model}: had no say in any of {walked['windows_unscored']} windows: it was trained on another "
+            "collector's (train one on recordings of the same kind)"
+        )
 
 
 @contextmanager
@@ -503,12 +625,14 @@ def _outlet(store: Path | None, *, json: bool) -> Iterator[Callable[[Any], None]
         sink = JsonLines(sys.stdout.buffer) if json else None
 
         def take(alert: Any) -> None:
-            if kept is not None:
-                kept.put(alert)
-            if sink is not None:
-                sink.send(alert)
-            else:
-                alert_line(alert)
+            try:
+                if kept is not None:
+                    kept.put(alert)
+            finally:  # one that can't be stored is shown all the same
+                if sink is not None:
+                    sink.send(alert)
+                else:
+                    alert_line(alert)
 
         yield take
 
@@ -519,9 +643,14 @@ def _scores(path: Path) -> Iterator[Callable[[Any], None]]:
     from ksentinel.store import to_json
 
     try:
-        file = path.open("wb")
+        # Never over a file: a log to be replayed is soon named in the wrong place.
+        file = path.open("wb" if path.exists() and not path.is_file() else "xb")
+    except FileExistsError:
+        raise InputError("exists already", at=path, remedy="name another file, or remove it") from None
     except OSError as error:
-        raise InputError(f"can't be written: {error.strerror}", at=path) from None
+        raise InputError(
+            f"can't be written: {error.strerror}", at=path, remedy="name another by --scores"
+        ) from None
     with file:
 
         def write(anomaly: Any) -> None:
@@ -554,9 +683,10 @@ def _per_file(source: Any) -> Iterator[dict[str, Any]]:
                 "pending": account.pending,
                 "events": account.events,
                 "malformed_at": [{"at": str(bad.at), "reason": bad.reason} for bad in log.malformed],
-            }
+            } | ({"failed": str(source.failed[log])} if log in source.failed else {})
     else:
-        yield {"file": str(source.path), "items": source.count()}
+        # The account is written last: without one, recording was cut short.
+        yield {"file": str(source.path), "items": source.count(), "complete": bool(source.account())}
 
 
 def _finish(
@@ -567,7 +697,7 @@ def _finish(
     total: dict[str, Any] = {}
     for account in accounts:
         for name, number in account.items():
-            total[name] = total.get(name, 0) + number
+            total[name] = total.get(name, 0) + (int(number) if float(number).is_integer() else number)
     if json:
         # The walk counts events of its own; what an audit log calls events stands with its file.
         _print_json({"account": total, "walk": walked, "files": files} | _sums(files))
@@ -590,5 +720,7 @@ def _print_json(plain: Any) -> None:
 
 
 def _status(text: str) -> None:
-    sys.stderr.write(f"ksentinel: {printable(text)}\n")
-    sys.stderr.flush()
+    # Nobody may be there to read it: no reason to stop watching.
+    with suppress(OSError):
+        sys.stderr.write(f"ksentinel: {printable(text)}\n")
+        sys.stderr.flush()

@@ -27,6 +27,29 @@ def printable(text: str, limit: int = 0) -> str:
     return text if not limit or len(text) <= limit else text[: limit - 1] + "…"
 
 
+def printable_json(text: bytes) -> bytes:
+    r"""
+    Return the same JSON with escapes for what `printable` escapes: terminals show JSON, too.
+
+    Examples
+    --------
+    >>> print(printable_json('["\u202etxt.exe"]'.encode()).decode())
+    ["\u202etxt.exe"]
+    """
+    if text.isascii() and b"\x7f" not in text:
+        return text  # JSON itself escapes the other control characters
+    # Outside of strings JSON is ASCII, so every such character is inside one.
+    shown = (
+        _json_escape(c) if unicodedata.category(c) in _HIDDEN and c != "\n" else c for c in text.decode()
+    )
+    return "".join(shown).encode()
+
+
+def _json_escape(character: str) -> str:
+    units = character.encode("utf-16-be")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
 def _escape(character: str) -> str:
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:  # a byte that was no UTF-8

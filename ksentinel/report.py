@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the command line shows to people: tables and paragraphs, nothing untrusted unescaped."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich import box
 from rich.console import Console
 from rich.progress import Progress as RichProgress
 from rich.progress import TaskID
@@ -24,16 +23,46 @@ STYLES = {
     "informational": "dim",
 }
 _BAR = 24
+_ENDLESS = 100_000
+"""Width of what is no terminal: files and pipes get whole lines, for grep."""
+
+# What must add up: the whole, and its parts, as the counters are called. Several wholes: their sum.
+_SUMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("system calls seen", ("seen",), ("recorded", "own", "excluded", "no_storage", "contended")),
+    ("tokens recorded", ("recorded",), ("tokens_sent", "tokens_dropped")),
+    (
+        "windows closed",
+        ("closed_full", "closed_exit", "closed_exec", "closed_idle", "closed_stop"),
+        ("windows_sent", "windows_dropped"),
+    ),
+    ("argument events", ("calls",), ("calls_sent", "calls_dropped")),
+    ("forks, execs, exits", ("lifecycle",), ("lifecycle_sent", "lifecycle_dropped")),
+    ("records delivered", ("records_delivered",), ("windows_sent", "calls_sent", "lifecycle_sent")),
+    ("audit lines", ("lines",), ("lines_in_events", "malformed", "pending")),
+    ("items", ("items",), ("events", "windows")),
+    ("windows", ("windows",), ("windows_scored", "windows_unscored")),
+)
+_LOSSES = ("dropped", "missed", "malformed", "no_storage", "contended", "gaps", "forgotten")
 
 
 def console() -> Console:
     """Return a console on standard output; NO_COLOR and pipes are respected."""
-    return Console(highlight=False, soft_wrap=False)
+    out = Console(highlight=False)
+    if not out.is_terminal:
+        out.width = _ENDLESS
+    return out
 
 
 def plain(value: object, limit: int = 0, style: str = "") -> Text:
     """Return untrusted text as something rich shows literally."""
     return Text(printable(str(value), limit), style=style)
+
+
+def lines(told: Iterable[str]) -> None:
+    """Print lines, wrapped at words where the terminal is narrow."""
+    out = console()
+    for line in told:
+        _hang(out, plain(line), 4)
 
 
 def doctor_table(checks: Sequence[Support], works: Mapping[str, bool]) -> None:
@@ -42,15 +71,11 @@ def doctor_table(checks: Sequence[Support], works: Mapping[str, bool]) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
         bad = "bold red" if check.needed_for else "yellow"
-        out.print(
-            Text("yes  ", "green") if check.ok else Text("no   ", bad),
-            plain(f"{check.name:{width}}  {check.reason}"),
-            sep="",
-            soft_wrap=True,
-        )
+        answer = Text("yes  ", "green") if check.ok else Text("no   ", bad)
+        _hang(out, answer + plain(f"{check.name:{width}}  {check.reason}"), width + 7)
         if check.remedy:
             needs = f"{', '.join(check.needed_for)}: " if check.needed_for else ""
-            out.print(plain(f"{'':{width + 7}}{needs}{check.remedy}", style="yellow"), soft_wrap=True)
+            _hang(out, plain(needs + check.remedy, style="yellow"), width + 7, first=width + 7)
     out.print()
     for what, good in works.items():
         verdict = Text("would work", "green") if good else Text("would not work", "bold red")
@@ -61,55 +86,71 @@ def alert_line(alert: Alert) -> None:
     """Print an alert as it happens: a line, and its paragraph below."""
     level = str(alert.level)
     out = console()
-    out.print(
-        Text.assemble(
-            plain(_clock(alert.updated_ns), style="dim"),
-            "  ",
-            (f"{level.upper():13}", STYLES.get(level, "")),
-            plain(alert.title, 80, "bold"),
-            "  ",
-            (f"{alert.id}{'' if alert.revision == 1 else f' (revision {alert.revision})'}", "dim"),
-        )
+    head = Text.assemble(
+        plain(_clock(alert.updated_ns), style="dim"),
+        "  ",
+        (f"{level.upper():8}", STYLES.get(level, "")),
+        "  ",
+        (alert.id, "dim"),
+        "  ",
+        plain(alert.title, 80, "bold"),
+        ("" if alert.revision == 1 else f"  revision {alert.revision}", "dim"),
     )
-    out.print(Text("  ") + plain(alert.explanation.get("paragraph", "")), soft_wrap=True)
+    _hang(out, head, 4)
+    _hang(out, plain(alert.explanation.get("paragraph", "")), 4, first=4)
 
 
-def alerts_table(alerts: Sequence[Mapping[str, Any]]) -> None:
-    """Print stored alerts."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("id", "updated (UTC)", "level", "program", "what", "more"):
-        table.add_column(heading, overflow="fold")
+def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int) -> None:
+    """Print stored alerts; *limit* is how many were asked for at most."""
+    out = console()
+    if not alerts:
+        out.print("no alerts")
+        return
+    width = max(len(str(alert["level"])) for alert in alerts)
     for alert in alerts:
         level = str(alert["level"])
-        table.add_row(
-            plain(alert["id"]),
-            plain(str(alert["updated"])[:19].replace("T", " ")),
-            plain(level, style=STYLES.get(level, "")),
-            plain(alert["process"].get("exe", "?"), 60),
-            plain(alert["title"], 80),
-            plain(f"+{alert['repeats']}" if alert["repeats"] else ""),
+        more = f"  +{alert['repeats']} like it" if alert["repeats"] else ""
+        row = Text.assemble(
+            plain(alert["id"], style="bold"),
+            "  ",
+            plain(str(alert["updated"])[:19].replace("T", " "), style="dim"),
+            "  ",
+            plain(f"{level:{width}}", style=STYLES.get(level, "")),
+            "  ",
+            plain(alert["title"], 100),
+            plain(more, style="dim"),
         )
-    out = console()
-    out.print(table)
-    out.print(f"{len(alerts)} alert{'' if len(alerts) == 1 else 's'}; `ksentinel explain ID` says why")
+        _hang(out, row, 10 + 2 + 19 + 2 + width + 2)
+        _hang(out, plain(_who(alert["process"]), style="dim"), 10 + 2 + 19 + 2 + width + 2, first=35 + width)
+    out.print()
+    told = (
+        f"{len(alerts)} alert{'' if len(alerts) == 1 else 's'}, times in UTC; `ksentinel explain ID` says why"
+    )
+    if len(alerts) == limit:
+        told += f"; there may be more than these {limit}: --limit"
+    _hang(out, Text(told, "dim"), 0)
 
 
 def explanation(alert: Mapping[str, Any]) -> None:
     """Print why an alert was raised."""
     out = console()
     level = str(alert["level"])
-    out.print(
-        Text.assemble(
-            (f" {level.upper()} ", STYLES.get(level, "")), "  ", plain(alert["title"], style="bold")
-        )
+    title = Text.assemble(
+        (f" {level.upper()} ", STYLES.get(level, "")), "  ", plain(alert["title"], style="bold")
     )
-    out.print(plain(f"{alert['id']}, {alert['opened']}, action: {alert['action']}", style="dim"))
+    _hang(out, title, 4)
+    times = f"{str(alert['opened'])[:19].replace('T', ' ')} to {str(alert['updated'])[11:19]} UTC"
+    action = {"block": "would justify blocking", "alert": "worth an alert"}.get(str(alert["action"]), "")
+    about = f"{alert['id']}  {times}  {action}"
+    if alert.get("techniques"):
+        about += f"  {', '.join(alert['techniques'])}"
+    _hang(out, plain(about, style="dim"), 4)
     out.print()
     told = alert["explanation"]
-    out.print(plain(told.get("paragraph", "")))
+    _hang(out, plain(told.get("paragraph", "")), 0)
     out.print()
     for reason in alert["reasons"]:
-        out.print(Text("• ") + plain(reason))
+        _hang(out, Text("• ") + plain(reason), 2)
     _ancestry(out, alert["process"])
     for evidence in alert["evidence"]:
         if "match" in evidence:
@@ -124,20 +165,26 @@ def explanation(alert: Mapping[str, Any]) -> None:
 
 
 def account_table(account: Mapping[str, float], title: str = "Accounting") -> None:
-    """Print counters."""
-    table = Table(box=None, pad_edge=False, show_header=False, title=title, title_justify="left")
-    table.add_column(justify="right")
-    table.add_column()
-    for name, number in account.items():
-        shown = f"{number:,.0f}" if float(number).is_integer() else f"{number:,.3f}"
-        lost = number and any(
-            word in name for word in ("dropped", "missed", "malformed", "no_storage", "gaps")
-        )
-        table.add_row(Text(shown, "bold red" if lost else ""), Text(name.replace("_", " ")))
+    """Print counters: first what must add up, then the others, at last those at zero in one line."""
     out = console()
-    out.print(table)
-    for text in _sums(account):
-        out.print(Text(text, "dim"))
+    out.print(Text(title, "bold"))
+    width = max((len(_number(value)) for value in account.values()), default=0)
+    shown: set[str] = set()
+    for label, wholes, parts in _SUMS:
+        if all(name in account for name in (*wholes, *parts)):
+            shown.update(wholes, parts)
+            if any(account[name] for name in (*wholes, *parts)):
+                _hang(out, _sum(account, width, label, wholes, parts), width + 4)
+    rest = {name: value for name, value in account.items() if name not in shown}
+    for name, value in rest.items():
+        if value:
+            style = "bold red" if _is_loss(name) else ""
+            out.print(Text(f"  {_number(value):>{width}}", style) + Text(f"  {_words(name)}"))
+    zero = [_words(name) for name, value in rest.items() if not value]
+    if zero:
+        _hang(out, Text(f"  {0:>{width}}  {', '.join(zero)}", "dim"), width + 4)
+    if not account:
+        out.print(Text("  none was kept: recording was cut short", "bold red"))
     out.print()
 
 
@@ -146,18 +193,25 @@ def files_table(files: Sequence[Mapping[str, Any]]) -> None:
     out = console()
     for told in files:
         numbers = ", ".join(
-            f"{number} {name.replace('_', ' ')}" for name, number in told.items() if isinstance(number, int)
+            f"{number:,} {_words(name)}"
+            for name, number in told.items()
+            if isinstance(number, int) and not isinstance(number, bool)
         )
-        out.print(plain(f"{told['file']}: {numbers}"))
+        cut = "" if told.get("complete", True) else ", cut short (it has no account)"
+        _hang(out, plain(f"{told['file']}: {numbers}{cut}"), 4)
         for bad in told.get("malformed_at", ()):
-            out.print(plain(f"  {bad['at']}: {bad['reason']}", 200, "red"))
+            _hang(out, plain(f"{bad['at']}: {bad['reason']}", 200, "red"), 4, first=2)
+        hidden = told.get("malformed", 0) - len(told.get("malformed_at", ()))
+        if hidden > 0:
+            out.print(Text(f"  and {hidden:,} more malformed lines", "red"))
 
 
 class Progress:
-    """A progress bar on standard error; nothing if *quiet*."""
+    """A progress bar on standard error; nothing if *quiet*, or if that is no terminal."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._bar = RichProgress(console=Console(stderr=True), transient=True, disable=quiet)
+        shown = Console(stderr=True)
+        self._bar = RichProgress(console=shown, transient=True, disable=quiet or not shown.is_terminal)
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -176,24 +230,67 @@ class Progress:
         self._bar.update(self._task, description=what, completed=done)
 
 
-def _sums(account: Mapping[str, float]) -> list[str]:
-    """Say what must add up, with the numbers in it."""
-    told = []
-    if "seen" in account:
-        parts = ("recorded", "own", "excluded", "no_storage", "contended")
-        told.append(_sum(account, "seen", parts))
-        told.append(_sum(account, "calls", ("calls_sent", "calls_dropped")))
-        told.append(_sum(account, "lifecycle", ("lifecycle_sent", "lifecycle_dropped")))
-    if "lines" in account:
-        told.append(_sum(account, "lines", ("lines_in_events", "malformed", "pending")))
-    return told
+def _hang(out: Console, text: Text, indent: int, first: int = 0) -> None:
+    """Print *text* wrapped at words, its first line *first* cells in, the following ones *indent*."""
+    indent = min(indent, out.width - 20)
+    first = min(first, indent)
+    text = Text(" " * first) + text
+    if text.cell_len <= out.width:
+        out.print(text, soft_wrap=True)
+        return
+    head, *rest = text.wrap(out, out.width)
+    head.rstrip()
+    out.print(head, soft_wrap=True)
+    if rest:
+        # What is left is narrower than the first line was: wrapped anew.
+        left = text[len(head) :]
+        begin = len(left.plain) - len(left.plain.lstrip())
+        for line in left[begin:].wrap(out, out.width - indent):
+            line.rstrip()
+            out.print(Text(" " * indent) + line, soft_wrap=True)
 
 
-def _sum(account: Mapping[str, float], whole: str, parts: Sequence[str]) -> str:
-    total = sum(account[part] for part in parts)
-    sign = "=" if total == account[whole] else "≠"
-    right = " + ".join(f"{account[part]:,.0f} {part.replace('_', ' ')}" for part in parts)
-    return f"{account[whole]:,.0f} {whole} {sign} {right}"
+def _sum(
+    account: Mapping[str, float], width: int, label: str, wholes: Sequence[str], parts: Sequence[str]
+) -> Text:
+    whole = sum(account[name] for name in wholes)
+    total = sum(account[name] for name in parts)
+    text = Text(f"  {_number(whole):>{width}}  {label} ")
+    if len(wholes) > 1:
+        text += Text("= ", "green") + _addends(account, wholes) + Text(" ")
+    text += Text("= ", "green") if total == whole else Text(f"≠ {_number(total)} = ", "bold red")
+    return text + _addends(account, parts)
+
+
+def _addends(account: Mapping[str, float], names: Sequence[str]) -> Text:
+    common = {name.split("_")[0] for name in names}
+    prefix = f"{common.pop()}_" if len(common) == 1 else ""
+    told = [
+        Text(
+            f"{_number(account[name])} {_words(name.removeprefix(prefix))}",
+            "bold red" if account[name] and _is_loss(name) else "",
+        )
+        for name in names
+    ]
+    return Text(" + ").join(told)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}"
+
+
+def _words(name: str) -> str:
+    return printable(name.replace("_", " "), 40)
+
+
+def _is_loss(name: str) -> bool:
+    return any(word in name for word in _LOSSES)
+
+
+def _who(process: Mapping[str, Any]) -> str:
+    exe = process.get("exe") or "an unknown program"
+    service = (process.get("service") or {}).get("exe")
+    return exe if service in {None, "", exe} else f"{exe} under {service}"
 
 
 def _clock(time_ns: int) -> str:
@@ -211,24 +308,38 @@ def _ancestry(out: Console, process: Mapping[str, Any]) -> None:
     out.print()
     out.print(Text("Who started whom", "bold"))
     for depth, one in enumerate(reversed(chain)):
-        line = " ".join(one.get("argv", ())) or one.get("exe", "?")
-        out.print(Text("  " * depth + ("└ " if depth else "")) + plain(f"{one['pid']} {line}", 120))
+        lead = f"  {'  ' * (depth - 1)}└ " if depth else "  "
+        _cut(out, Text(lead) + plain(f"{one['pid']} {_command(one)}", 1000))
+
+
+def _cut(out: Console, text: Text) -> None:
+    """Print one line, cut where the terminal ends."""
+    out.print(text, no_wrap=True, overflow="ellipsis", crop=False)
+
+
+def _command(process: Mapping[str, Any]) -> str:
+    return " ".join(process.get("argv", ())) or process.get("exe") or "(unknown)"
 
 
 def _rule(out: Console, evidence: Mapping[str, Any]) -> None:
     match = evidence["match"]
     rule = match["rule"]
+    process = match["event"].get("process", {})
     out.print()
-    out.print(
-        Text.assemble(("Rule ", "bold"), plain(rule["title"], style="bold"), plain(f" ({rule['level']})"))
-        + plain(f"  {rule['file']}  seen {evidence['count']} time(s)", style="dim")
+    count = "" if evidence["count"] == 1 else f", seen {evidence['count']} times"
+    head = Text.assemble(
+        ("Rule  ", "bold"), plain(rule["title"], style="bold"), plain(f" ({rule['level']}{count})")
     )
+    _hang(out, head, 6)
+    _cut(out, plain(f"  {rule['file']}", style="dim"))
+    if process:
+        _cut(out, plain(f"  on {process.get('pid')} {_command(process)}", 1000))
     for clause in match["clauses"]:
         value = Text("-") if clause["value"] is None else _span(clause["value"], clause["span"])
-        head = "  not " if clause["negated"] else "  "
-        out.print(
-            Text(head) + plain(f"{clause['selection']}: {clause['field']} {clause['test']}  ← ", 200) + value
-        )
+        style = "dim" if clause["negated"] else ""
+        selection = f"not {clause['selection']}" if clause["negated"] else clause["selection"]
+        text = plain(f"{selection}: {clause['field']} {clause['test']}  ←\u00a0", 300, style)
+        _hang(out, text + value, 6, first=4)
 
 
 def _span(value: str, span: Sequence[int] | None) -> Text:
@@ -236,9 +347,11 @@ def _span(value: str, span: Sequence[int] | None) -> Text:
         return plain(value, 160)
     start, end = span
     return (
-        plain(value[max(start - 60, 0) : start])
+        plain("…" if start > 60 else "")
+        + plain(value[max(start - 60, 0) : start])
         + plain(value[start:end], 120, "bold reverse")
         + plain(value[end : end + 60])
+        + plain("…" if len(value) > end + 60 else "")
     )
 
 
@@ -246,10 +359,8 @@ def _p_values(out: Console, anomalies: Sequence[Mapping[str, Any]]) -> None:
     worst = anomalies[0]
     out.print()
     profile = " under ".join(printable(name) for name in worst["profile"] if name) or "the whole host"
-    out.print(
-        Text("Model", "bold")
-        + plain(f"  compared with {profile}; {len(anomalies)} window(s) kept", style="dim")
-    )
+    kept = f"{len(anomalies)} window{'' if len(anomalies) == 1 else 's'} kept, the worst:"
+    _hang(out, Text("Model  ", "bold") + plain(f"compared with {profile}; {kept}", style="dim"), 7)
     out.print(plain(f"  p = {worst['p_value']:.3g} ({worst['level']}), decided by {worst['decided_by']}"))
     for member in worst["members"]:
         out.print(plain(f"  {member['name']:10} score {member['score']:8.3f}   p = {member['p_value']:.3g}"))
@@ -268,6 +379,7 @@ def _ngrams(out: Console, ngrams: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(heading, justify="right" if justify == "right" else "left", overflow="fold")
     for one in ngrams:
         usual = ", ".join(f"{name} {share:.0%}" for name, share in one["usual_next"]) or "nothing"
+        # The whole n-gram was seen so often, of the times that its beginning was.
         seen = f"{one['seen_in_training']} of {one['context_seen']}; usual: {usual}"
         table.add_row(
             f"{one['bits']:.2f}",
@@ -290,8 +402,9 @@ def _lime(out: Console, lime: Mapping[str, Any]) -> None:
     largest = max((abs(w["weight"]) for w in lime["weights"]), default=0.0) or 1.0
     for one in lime["weights"]:
         bar = "█" * max(round(abs(one["weight"]) / largest * _BAR), 1)
-        out.print(
+        row = (
             plain(f"  {one['weight']:+.4f}  ")
             + Text(f"{bar:{_BAR}}")
             + plain("  " + " → ".join(one["ngram"]))
         )
+        _hang(out, row, 13 + _BAR)

@@ -19,6 +19,7 @@ import orjson
 from ksentinel.alert import Alert
 from ksentinel.errors import InputError
 from ksentinel.level import Level
+from ksentinel.printable import printable_json
 
 SCHEMA = 1
 APPLICATION = 0x6B73616C  # "ksal"
@@ -167,9 +168,9 @@ class Store:
 def to_json(plain: dict[str, Any]) -> bytes:
     """Return compact JSON; bytes that were no UTF-8 are written as hexadecimal escapes."""
     try:
-        return orjson.dumps(plain)
+        return printable_json(orjson.dumps(plain))
     except TypeError:
-        return orjson.dumps(_harmless(plain))
+        return printable_json(orjson.dumps(_harmless(plain)))
 
 
 def _harmless(value: Any) -> Any:

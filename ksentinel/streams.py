@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from ksentinel.errors import InputError
 from ksentinel.normalize.audit import AuditNormalizer
 from ksentinel.normalize.bpf import BpfNormalizer
 from ksentinel.normalize.processes import ProcessTable
@@ -30,7 +31,7 @@ class Live:
     collector
         Entered already.
     keep
-        Which items to let through; the others are counted as ``excluded_items``.
+        Which items to let through; the others are counted as ``items_excluded``.
     """
 
     def __init__(
@@ -77,32 +78,49 @@ class Live:
 
 class AuditLogs:
     """
-    Audit logs, one after the other in the order given: rotated ones oldest first.
+    Audit logs, one after the other, the oldest first, whatever order they were given in.
+
+    ``audit.log*`` names the newest first, and processes must not exit before they are born. Standard input and pipes
+    can't be looked at twice: with one of them among the paths, the order given is kept.
 
     Parameters
     ----------
     paths
         Files, or ``-`` for *stdin*.
+
+    Attributes
+    ----------
+    failed
+        Logs that couldn't be used, or only up to a cut, and why: the others are read all the same.
     """
 
     def __init__(
         self, paths: Sequence[Path | Literal["-"]], redact: Redactor | None, stdin: BinaryIO | None = None
     ) -> None:
         self.logs = [AuditLog(path, stdin) for path in paths]
+        self.failed: dict[AuditLog, InputError] = {}
         self._normalizer = AuditNormalizer(ProcessTable(), redact)
         self._assembler = Assembler()
 
+    @property
+    def failures(self) -> list[InputError]:
+        """What is wrong with the logs that failed."""
+        return list(self.failed.values())
+
     def __iter__(self) -> Iterator[list[Item]]:
+        self.logs = _oldest_first(self.logs)
         batch: list[Item] = []
         for log in self.logs:
-            for group in log:
-                for event in self._normalizer.events(group):
-                    closed = self._assembler.add(event)
-                    batch.extend(closed)
-                    batch.append(event)
-                if len(batch) >= _BATCH:
-                    yield batch
-                    batch = []
+            try:
+                for group in log:
+                    for event in self._normalizer.events(group):
+                        batch.extend(self._assembler.add(event))
+                        batch.append(event)
+                    if len(batch) >= _BATCH:
+                        yield batch
+                        batch = []
+            except InputError as error:  # what came before a cut counts, and so do the other logs
+                self.failed[log] = error
         tail: list[Window] = list(self._assembler.finish())
         yield [*batch, *tail]
 
@@ -121,3 +139,17 @@ class AuditLogs:
     def lost(self) -> int:
         """Return how many lines made no sense."""
         return sum(log.account.malformed for log in self.logs)
+
+
+def _oldest_first(logs: list[AuditLog]) -> list[AuditLog]:
+    begins: dict[AuditLog, int] = {}
+    for log in logs:
+        if len(logs) == 1 or log.path == "-" or not Path(log.path).is_file():
+            return logs
+        try:
+            first = next(iter(log), None)
+        except InputError:  # said when its turn comes; at the end, because of it nothing can be out of order
+            first = None
+        if first is not None:
+            begins[log] = first.time_ns
+    return sorted(logs, key=lambda log: (log not in begins, begins.get(log, 0)))

@@ -18,7 +18,7 @@ struct path { struct vfsmount *mnt; struct dentry *dentry; };
 struct file { struct path f_path; struct inode *f_inode; };
 struct fdtable { unsigned int max_fds; struct file **fd; };
 struct files_struct { struct fdtable *fdt; };
-struct fs_struct { struct path pwd; };
+struct fs_struct { struct path root; struct path pwd; };
 struct mm_struct { struct file *exe_file; unsigned long arg_start; unsigned long arg_end; };
 struct upid { int nr; };
 struct pid { struct upid numbers[1]; };

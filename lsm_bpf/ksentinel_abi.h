@@ -19,7 +19,8 @@
 
 #define KS_TEXT 4096          /* longest string or argument vector, in bytes */
 #define KS_DATA 16384         /* room for the parts of one record */
-#define KS_COMPONENTS 40      /* deepest directory that is named in full */
+#define KS_NAME 256           /* longest name of a file in its directory, with its NUL */
+#define KS_COMPONENTS 256     /* deepest directory that is named in full; mounts on the way count too */
 
 enum ks_kind {
         KS_KIND_WINDOW = 1,
@@ -41,7 +42,7 @@ enum ks_cause {
 enum ks_flag {
         KS_FLAG_TRUNCATED = 1,  /* an argument was longer than KS_TEXT, a path deeper than KS_COMPONENTS */
         KS_FLAG_UNREADABLE = 2, /* an argument was not in memory (or no valid pointer) */
-        KS_FLAG_LOSSY = 4,      /* an earlier record of this thread was dropped */
+        KS_FLAG_LOSSY = 4,      /* an earlier record or token of this thread was lost */
         KS_FLAG_UNLINKED = 8,   /* the executed file has no name left (deleted, memfd) */
         KS_FLAG_LATE = 16,      /* arguments read at the thread's next call: they weren't in memory at this one */
 };
@@ -50,7 +51,8 @@ enum ks_flag {
 enum ks_part_kind {
         KS_PART_PATH1 = 1,    /* as the caller wrote it */
         KS_PART_PATH2 = 2,
-        KS_PART_BASE1 = 3,    /* directory a relative path1 starts from: names, leaf first, NUL after each */
+        KS_PART_BASE1 = 3,    /* where path1 starts from: names, leaf first, NUL after each. The directory if it is
+                               * relative; the root if it is absolute and the caller's root isn't the namespace's */
         KS_PART_BASE2 = 4,
         KS_PART_ADDRESS = 5,  /* struct sockaddr */
         KS_PART_ARGV = 6,     /* NUL-separated */
@@ -58,6 +60,8 @@ enum ks_part_kind {
         KS_PART_NAME = 8,     /* the file as execve was asked for it */
         KS_PART_CWD = 9,      /* names, leaf first */
         KS_PART_WORDS = 10,   /* 8 bytes behind a pointer argument (openat2's flags) */
+
+        KS_PART_CUT = 0x8000, /* added to a part of names: it ends below the root */
 };
 
 struct ks_header {

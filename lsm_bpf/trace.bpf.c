@@ -14,9 +14,9 @@
  * Fails open: it only watches. What doesn't fit the ring buffer is dropped and counted, and the thread's next
  * record says so; the workload is never held up.
  *
- * Arguments of ks_call are read at entry (or, marked late, at the thread's next one), before the kernel copies them: another thread may change them in between
- * (so they are what was asked at that moment, not proof of what was done). Arguments of ks_exec are the new program's
- * own copy, read after the exec succeeded: those can't be raced. */
+ * Arguments of ks_call are read at entry (or, marked late, at the thread's next one), before the kernel copies them:
+ * another thread may change them in between (so they are what was asked at that moment, not proof of what was done).
+ * Arguments of ks_exec are the new program's own copy, read after the exec succeeded: those can't be raced. */
 #include "kernel_types.h"
 #include "ksentinel_abi.h"
 
@@ -42,7 +42,11 @@ struct thread {
         __u64 first_ns;
         __u64 last_tick;
         __u32 sequence;
-        __u32 busy;          /* who sets it from 0 to 1 may change the rest */
+        __u32 busy;          /* who sets it from 0 to 1 may change the rest, except missed */
+        __u32 tid;           /* who made the tokens: an exec gives a thread its leader's id */
+        __u32 missed;        /* what was lost while someone else was busy here; only the thread itself counts it */
+        __u32 missed_told;   /* how many of them a window has told of */
+        __u32 gone;          /* of a group leader: the process' exit has been told */
         __u16 count;
         __u16 flags;
         __u16 call_token;
@@ -114,7 +118,8 @@ const struct ks_part *unused_part __attribute__((unused));
 
 static const __u32 zero = 0;
 
-/* Jiffies cost a load where a clock costs 20 ns; how long one is, sweep() finds out by comparing two passes. */
+/* Jiffies cost a load where a clock costs 20 ns; how long one is, sweep() finds out by comparing two passes. Until
+ * then: HZ=250, what most distributions choose. */
 static __u64 first_sweep_ns, first_sweep_tick;
 static __u64 tick_ns = 4000000;
 
@@ -139,15 +144,28 @@ static __always_inline void fill_header(struct ks_header *h, __u16 kind, __u32 s
         h->tid = BPF_CORE_READ(task, pid);
 }
 
+/* How long the thread has made no call. The last call is read before the clock: the other way round, one that comes
+ * in between would lie in the future, and so look very old. */
+static __always_inline __u64 silent_ns(struct thread *thread)
+{
+        __u64 last = *(volatile __u64 *)&thread->last_tick;
+
+        return (bpf_jiffies64() - last) * tick_ns;
+}
+
 /* Sends the thread's tokens so far. The caller holds thread->busy. */
 static __always_inline void close_window(struct ks_counters *c, struct task_struct *task, struct thread *thread,
                                          __u16 cause)
 {
+        __u32 missed = *(volatile __u32 *)&thread->missed;
         __u16 count = thread->count;
         struct ks_window *w;
 
         if (!count)
                 return;
+        if (missed != thread->missed_told)
+                thread->flags |= KS_FLAG_LOSSY;
+        thread->missed_told = missed;
         if (cause < KS_CAUSES)
                 c->closed[cause]++;
 
@@ -159,10 +177,16 @@ static __always_inline void close_window(struct ks_counters *c, struct task_stru
         } else {
                 fill_header(&w->header, KS_KIND_WINDOW, sizeof(*w), task);
                 w->header.flags = thread->flags;
+                w->header.tid = thread->tid;
                 w->first_ns = thread->first_ns;
                 w->last_ns = w->header.time_ns;
-                if (cause == KS_CAUSE_IDLE || cause == KS_CAUSE_STOP)
-                        w->last_ns -= (bpf_jiffies64() - thread->last_tick) * tick_ns;
+                /* A full window closes at its last call, an exec is one; the others may come long after it. A tick is
+                 * coarse, so never before the first call. */
+                if (cause != KS_CAUSE_FULL && cause != KS_CAUSE_EXEC) {
+                        __u64 silent = silent_ns(thread), span = w->last_ns - w->first_ns;
+
+                        w->last_ns -= silent < span ? silent : span;
+                }
                 w->sequence = thread->sequence;
                 w->count = count;
                 w->cause = cause;
@@ -226,7 +250,8 @@ static __always_inline __u64 arg(const struct ks_call *call, __u8 number)
         return call->args[index > 5 ? 5 : index];
 }
 
-/* Starts a part; returns where its bytes go, at most KS_DATA - 1 + sizeof(struct ks_part). */
+/* Starts a part; returns where its bytes go, at most KS_DATA - 1 + sizeof(struct ks_part). There are at most four parts
+ * of up to KS_TEXT bytes each, so the mask never takes effect: it is what the verifier needs to see. */
 static __always_inline __u32 begin(struct scratch *s, __u32 off, __u16 kind)
 {
         struct ks_part *part;
@@ -251,7 +276,8 @@ struct climb {
         struct mount *mnt;
         struct dentry *dentry;
         __u32 at;
-        __u32 done;
+        __u32 limit;
+        __u32 done;          /* the top has been reached */
 };
 
 static long climb_one(__u32 index __attribute__((unused)), struct climb *climb)
@@ -269,29 +295,42 @@ static long climb_one(__u32 index __attribute__((unused)), struct climb *climb)
                 climb->mnt = up;
                 return climb->done ? 1 : 0;
         }
-        len = bpf_probe_read_kernel_str(&climb->s->data[at], 256, BPF_CORE_READ(dentry, d_name.name));
+        if (climb->at > climb->limit)
+                return 1; /* the next name might not fit */
+        len = bpf_probe_read_kernel_str(&climb->s->data[at], KS_NAME, BPF_CORE_READ(dentry, d_name.name));
         if (len > 0)
                 climb->at = at + len;
         climb->dentry = parent;
-        climb->done = dentry == parent; /* no tree above: a memfd, or a detached mount */
+        climb->done = dentry == parent; /* no tree above: a memfd */
         return climb->done ? 1 : 0;
 }
 
-/* Names from leaf to root, across mount points. The kernel's own d_path isn't allowed in these programs. */
-static __noinline __u32 add_names(struct scratch *s, __u32 off, struct vfsmount *vfsmnt, struct dentry *dentry,
-                                  __u16 kind)
+/* Names from leaf to root, across mount points. The kernel's own d_path isn't allowed in these programs.
+ *
+ * The top is that of the mount namespace, not the caller's root: who has called chroot() is seen from outside. Where
+ * it is too far away, the part is marked as cut: what remains must not pass for a path from the root.
+ *
+ * Not static: so the verifier looks at it once, by itself, and not again for each path through its callers (which ends
+ * beyond its million instructions). Such functions take plain numbers only. */
+__noinline __u32 add_names(__u32 program, __u32 off, __u64 vfsmnt, __u64 dentry, __u32 kind)
 {
-        __u32 start = begin(s, off, kind);
-        struct climb climb = {
-                .s = s,
-                .mnt = (void *)vfsmnt - bpf_core_field_offset(struct mount, mnt),
-                .dentry = dentry,
-                .at = start,
-        };
+        struct scratch *s = scratch_of(program);
+        struct climb climb = {};
+        __u32 start;
 
+        if (!s)
+                return off;
+        start = begin(s, off, kind);
+        climb.s = s;
+        climb.mnt = (void *)vfsmnt - bpf_core_field_offset(struct mount, mnt);
+        climb.dentry = (void *)dentry;
+        climb.at = start;
+        climb.limit = start + KS_TEXT - KS_NAME;
         bpf_loop(KS_COMPONENTS, climb_one, &climb, 0);
-        if (!climb.done)
+        if (!climb.done) {
                 s->header.flags |= KS_FLAG_TRUNCATED;
+                begin(s, off, kind | KS_PART_CUT);
+        }
         return end(s, start, climb.at > start ? climb.at - start : 0);
 }
 
@@ -304,8 +343,14 @@ static __always_inline __u32 add_user_string(struct scratch *s, __u32 off, const
                 s->header.flags |= KS_FLAG_UNREADABLE;
                 len = 0;
         }
-        if (len == KS_TEXT)
-                s->header.flags |= KS_FLAG_TRUNCATED;
+        if (len == KS_TEXT) {
+                /* Cut, or just long enough: the byte that was replaced by the terminator tells. */
+                char last = 1;
+
+                bpf_probe_read_user(&last, sizeof(last), from + KS_TEXT - 1);
+                if (last)
+                        s->header.flags |= KS_FLAG_TRUNCATED;
+        }
         return end(s, at, len & (2 * KS_TEXT - 1));
 }
 
@@ -322,7 +367,7 @@ static __always_inline __u32 add_user_bytes(struct scratch *s, __u32 off, const 
 }
 
 /* The directory that a relative path starts from; with an empty path (AT_EMPTY_PATH), the descriptor's file itself. */
-static __always_inline __u32 add_base(struct scratch *s, __u32 off, struct task_struct *task, int has_dir, int fd,
+static __always_inline __u32 add_base(__u32 program, __u32 off, struct task_struct *task, int has_dir, int fd,
                                       __u16 kind)
 {
         struct vfsmount *mnt;
@@ -343,19 +388,25 @@ static __always_inline __u32 add_base(struct scratch *s, __u32 off, struct task_
                 mnt = BPF_CORE_READ(task, fs, pwd.mnt);
                 dentry = BPF_CORE_READ(task, fs, pwd.dentry);
         }
-        return add_names(s, off, mnt, dentry, kind);
+        return add_names(program, off, (__u64)mnt, (__u64)dentry, kind);
 }
 
-static __always_inline __u32 add_path(struct scratch *s, __u32 off, struct task_struct *task, __u8 path, __u8 dir,
-                                      __u16 kind, __u16 base_kind)
+/* A path, and where it starts from: the directory for a relative one, the root for an absolute one of a process that
+ * has called chroot(). */
+static __always_inline __u32 add_path(__u32 program, struct scratch *s, __u32 off, struct task_struct *task,
+                                      __u8 path, __u8 dir, __u16 kind, __u16 base_kind)
 {
-        __u32 at = (off & (KS_DATA - 1)) + sizeof(struct ks_part);
+        __u32 at = (off & (KS_DATA - 1)) + sizeof(struct ks_part), base;
         int fd = (int)arg(&s->call, dir);
 
         off = add_user_string(s, off, (const void *)arg(&s->call, path), kind);
-        if (s->header.flags & KS_FLAG_UNREADABLE ? dir && fd >= 0 : s->data[at & (KS_DATA - 1)] != '/')
-                off = add_base(s, off, task, dir, fd, base_kind);
-        return off;
+        if (off == at) /* not even its terminator could be read; the directory is worth telling still */
+                return dir && fd >= 0 ? add_base(program, off, task, dir, fd, base_kind) : off;
+        if (s->data[at & (KS_DATA - 1)] != '/')
+                return add_base(program, off, task, dir, fd, base_kind);
+        base = add_names(program, off, (__u64)BPF_CORE_READ(task, fs, root.mnt),
+                         (__u64)BPF_CORE_READ(task, fs, root.dentry), base_kind);
+        return base > off + sizeof(struct ks_part) ? base : off;
 }
 
 /* Sends thread's call. The caller holds thread->busy. */
@@ -386,9 +437,9 @@ static __noinline int send_call(__u32 program, struct task_struct *task, struct 
         if (reading == AGAIN)
                 s->header.flags |= KS_FLAG_LATE;
         if (want->path1)
-                off = add_path(s, off, task, want->path1, want->dir1, KS_PART_PATH1, KS_PART_BASE1);
+                off = add_path(program, s, off, task, want->path1, want->dir1, KS_PART_PATH1, KS_PART_BASE1);
         if (want->path2)
-                off = add_path(s, off, task, want->path2, want->dir2, KS_PART_PATH2, KS_PART_BASE2);
+                off = add_path(program, s, off, task, want->path2, want->dir2, KS_PART_PATH2, KS_PART_BASE2);
         if (want->address) {
                 __u32 len = arg(&s->call, want->address_len);
 
@@ -408,13 +459,15 @@ send:
                 c->calls_unreadable++;
         if (s->header.flags & KS_FLAG_LATE)
                 c->calls_late++;
-        if (off > KS_DATA)
-                off = KS_DATA;
+        if (off > sizeof(s->data))
+                off = sizeof(s->data);
         s->header.size = offsetof(struct scratch, data) + off;
-        if (bpf_ringbuf_output(&ring, s, s->header.size, 0))
+        if (bpf_ringbuf_output(&ring, s, s->header.size, 0)) {
                 c->calls_dropped++;
-        else
+                thread->flags |= KS_FLAG_LOSSY;
+        } else {
                 c->calls_sent++;
+        }
         return 0;
 }
 
@@ -423,8 +476,10 @@ static __always_inline void append(struct ks_counters *c, struct task_struct *ta
         __u16 n = thread->count;
 
         thread->last_tick = bpf_jiffies64();
-        if (!n)
+        if (!n) {
                 thread->first_ns = bpf_ktime_get_boot_ns();
+                thread->tid = task->pid;
+        }
         thread->tokens[n & (KS_WINDOW - 1)] = token;
         thread->count = n + 1;
         c->recorded++;
@@ -456,6 +511,7 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
         }
         if (__sync_lock_test_and_set(&thread->busy, 1)) {
                 c->contended++;
+                thread->missed++;
                 return 0;
         }
         token = token_of(task, ctx->args[1]);
@@ -483,6 +539,8 @@ static __always_inline void flush(__u32 program, struct ks_counters *c, struct t
         if (thread->postponed)
                 send_call(program, task, thread, BLIND);
         close_window(c, task, thread, cause);
+        if (thread->tid != (__u32)task->pid)
+                thread->sequence = 0; /* an exec outside the leader: from here on it counts as the leader's */
         __sync_lock_test_and_set(&thread->busy, 0);
 }
 
@@ -525,6 +583,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
         struct ks_counters *c = counters_of(EXEC);
         struct scratch *s = scratch_of(EXEC);
         unsigned long from, to;
+        struct thread *thread;
         __u32 off = 0, at, len;
         struct file *exe;
         long got;
@@ -543,10 +602,11 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
         if (exe) {
                 if (!BPF_CORE_READ(exe, f_inode, i_nlink))
                         s->header.flags |= KS_FLAG_UNLINKED;
-                off = add_names(s, off, BPF_CORE_READ(exe, f_path.mnt), BPF_CORE_READ(exe, f_path.dentry),
-                                KS_PART_EXE);
+                off = add_names(EXEC, off, (__u64)BPF_CORE_READ(exe, f_path.mnt),
+                                (__u64)BPF_CORE_READ(exe, f_path.dentry), KS_PART_EXE);
         }
-        off = add_names(s, off, BPF_CORE_READ(task, fs, pwd.mnt), BPF_CORE_READ(task, fs, pwd.dentry), KS_PART_CWD);
+        off = add_names(EXEC, off, (__u64)BPF_CORE_READ(task, fs, pwd.mnt),
+                        (__u64)BPF_CORE_READ(task, fs, pwd.dentry), KS_PART_CWD);
 
         at = begin(s, off, KS_PART_NAME);
         got = bpf_probe_read_kernel_str(&s->data[at & (KS_DATA - 1)], KS_TEXT, BPF_CORE_READ(bprm, filename));
@@ -555,7 +615,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
         from = BPF_CORE_READ(task, mm, arg_start);
         to = BPF_CORE_READ(task, mm, arg_end);
         len = to > from ? (to - from > KS_TEXT ? KS_TEXT : to - from) : 0;
-        if (to - from > KS_TEXT)
+        if (to > from && to - from > KS_TEXT)
                 s->header.flags |= KS_FLAG_TRUNCATED;
         at = begin(s, off, KS_PART_ARGV);
         len = len > KS_TEXT ? KS_TEXT : len;
@@ -565,14 +625,18 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
         }
         off = end(s, at, len);
 
-        if (off > KS_DATA)
-                off = KS_DATA;
+        if (off > sizeof(s->data))
+                off = sizeof(s->data);
         /* The parts follow struct ks_call's room, the larger of the two: user space skips it. */
         s->header.size = offsetof(struct scratch, data) + off;
-        if (bpf_ringbuf_output(&ring, s, s->header.size, 0))
+        if (bpf_ringbuf_output(&ring, s, s->header.size, 0)) {
                 c->lifecycle_dropped++;
-        else
+                thread = bpf_task_storage_get(&threads, task, 0, 0);
+                if (thread)
+                        thread->missed++;
+        } else {
                 c->lifecycle_sent++;
+        }
         return 0;
 }
 
@@ -581,6 +645,7 @@ int on_exit(void *ctx __attribute__((unused)))
 {
         struct task_struct *task = bpf_get_current_task_btf();
         struct ks_counters *c = counters_of(EXIT);
+        struct thread *leader;
         struct ks_exit *x;
 
         if (!c)
@@ -588,6 +653,11 @@ int on_exit(void *ctx __attribute__((unused)))
         flush(EXIT, c, task, KS_CAUSE_EXIT);
         if (BPF_CORE_READ(task, signal, live.counter) > 0)
                 return 0; /* other threads of the process live on */
+        /* Threads that end at the same moment have all counted themselves out before the first of them gets here: they
+         * all find none alive. One tells; without memory for the mark it is told twice rather than not at all. */
+        leader = bpf_task_storage_get(&threads, task->group_leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        if (leader && __sync_lock_test_and_set(&leader->gone, 1))
+                return 0;
         c->lifecycle++;
         x = bpf_ringbuf_reserve(&ring, sizeof(*x), 0);
         if (!x) {
@@ -602,7 +672,7 @@ int on_exit(void *ctx __attribute__((unused)))
 
 static __always_inline void measure_tick(void)
 {
-        __u64 now = bpf_ktime_get_boot_ns(), tick = bpf_jiffies64();
+        __u64 now = bpf_ktime_get_ns(), tick = bpf_jiffies64(); /* both stand still while the machine sleeps */
 
         if (!first_sweep_ns) {
                 first_sweep_ns = now;
@@ -627,13 +697,16 @@ int sweep(struct bpf_iter__task *ctx)
         thread = bpf_task_storage_get(&threads, task, 0, 0);
         if (!thread || (!thread->count && !thread->postponed))
                 return 0;
-        if (!cfg->stopping && (bpf_jiffies64() - thread->last_tick) * tick_ns < cfg->idle_ns)
+        if (!cfg->stopping && silent_ns(thread) < cfg->idle_ns)
                 return 0;
         if (__sync_lock_test_and_set(&thread->busy, 1))
                 return 0;
-        if (thread->postponed)
-                send_call(SWEEP, task, thread, BLIND);
-        close_window(c, task, thread, cfg->stopping ? KS_CAUSE_STOP : KS_CAUSE_IDLE);
+        /* It may have woken up since. */
+        if (cfg->stopping || silent_ns(thread) >= cfg->idle_ns) {
+                if (thread->postponed)
+                        send_call(SWEEP, task, thread, BLIND);
+                close_window(c, task, thread, cfg->stopping ? KS_CAUSE_STOP : KS_CAUSE_IDLE);
+        }
         __sync_lock_test_and_set(&thread->busy, 0);
         return 0;
 }

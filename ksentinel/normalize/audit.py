@@ -10,8 +10,9 @@ What audit can't tell is left open rather than guessed: threads (``pid=`` is the
 """
 
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from ksentinel.event import (
@@ -143,6 +144,10 @@ _LITTLE_ENDIAN = 0x40000000
 _X32 = 0x40000000
 _UNSET = 0xFFFFFFFF
 _PROCTITLE_LIMIT = 128  # MAX_PROCTITLE_AUDIT_LEN in the kernel's auditsc.c
+# The kernel's own, with no command line in them: nothing to mask.
+_PLAIN = frozenset(
+    "BPRM_FCAPS CAPSET CWD EOE FD_PAIR MMAP OBJ_PID OPENAT2 PATH SOCKADDR SOCKETCALL SYSCALL".split()
+)
 _TEXTS = frozenset({"cmd", "cmdline", "data", "old-proctitle"})
 _FAMILIES = {1: "unix", 2: "inet", 10: "inet6", 16: "netlink"}
 
@@ -181,6 +186,10 @@ class AuditNormalizer:
     def __init__(self, table: ProcessTable, redact: Redactor | None) -> None:
         self.table = table
         self.redact = redact
+        # A title is masked as arguments and as a record, and that of a process comes with each of its calls.
+        self._mask: Callable[[tuple[str, ...]], tuple[str, ...]] = (
+            _clean_all if redact is None else lru_cache(maxsize=64)(redact.argv)
+        )
         self.unknown_arches: dict[str, int] = {}
         self._tables: dict[str, ProcessTable] = {}
 
@@ -275,9 +284,6 @@ class AuditNormalizer:
     def _title_argv(self, raw: str) -> tuple[str, ...]:
         return self._mask(_clean_all(raw.removesuffix("\0").split("\0")))
 
-    def _mask(self, argv: tuple[str, ...]) -> tuple[str, ...]:
-        return argv if self.redact is None else self.redact.argv(argv)
-
     def _records(self, records: Iterable[Record], argv: tuple[str, ...]) -> Iterator[Record]:
         """Yield the records as rules read them: secrets masked, the parts of one EXECVE joined, no undecodable bytes."""
         seen_execve = False
@@ -289,7 +295,10 @@ class AuditNormalizer:
                     yield Record("EXECVE", (*others, *((f"a{i}", arg) for i, arg in enumerate(argv))))
                 seen_execve = True
                 continue
-            yield Record(record.type, tuple((_clean(n), self._value(n, v)) for n, v in record.fields))
+            if record.type in _PLAIN and "".join(map("".join, record.fields)).isascii():
+                yield record
+            else:
+                yield Record(record.type, tuple((_clean(n), self._value(n, v)) for n, v in record.fields))
 
     def _value(self, name: str, value: str) -> str:
         if name == "proctitle":
