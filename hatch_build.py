@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build hook: compiles lsm_bpf/*.bpf.c by clang and puts the objects into the wheel."""
 
-import os
 import platform
 import shutil
 import subprocess
@@ -40,7 +39,10 @@ def compile_bpf(root: Path, machine: str) -> list[Path]:
             f"-ffile-prefix-map={root}=.", "-fdebug-compilation-dir=.",
             "-c", str(source.relative_to(root)), "-o", str(target),
         ]  # fmt: skip
-        subprocess.run(command, check=True, cwd=root)
+        if subprocess.run(command, check=False, cwd=root).returncode:
+            target.unlink(missing_ok=True)  # an older one must not pass for this source's
+            message = f"clang refused {source.relative_to(root)}: see above (the headers are in libbpf-dev)"
+            raise SystemExit(message)
         if strip := shutil.which("llvm-strip"):
             subprocess.run([strip, "-g", str(target)], check=True)  # DWARF goes, BTF stays
     return objects
@@ -65,5 +67,5 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc,type-arg]
 
 if __name__ == "__main__":
     here = Path(__file__).parent
-    for compiled in compile_bpf(here, os.environ.get("KSENTINEL_ARCH", platform.machine())):
+    for compiled in compile_bpf(here, platform.machine()):
         sys.stdout.write(f"{compiled.relative_to(here)}\n")

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ksentinel.codec import event_to_plain, process_to_plain
@@ -16,6 +16,8 @@ from ksentinel.verdict import Verdict
 
 FORMAT = 1
 """Version of the JSON form."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Alert:
     repeats
         How many more incidents looked just like this one (same rules, same programs) and were folded into it.
     evidence
-        Matches first, then anomalies, the most unusual first.
+        Matches first, the worst first; then anomalies: those that agree with a match, then the most unusual.
     """
 
     id: str
@@ -64,12 +66,12 @@ class Alert:
 
     @property
     def matches(self) -> tuple[Match, ...]:
-        """The first match of each rule."""
+        """One match of each rule: the first, or one that an anomaly agrees with."""
         return tuple(e.match for e in self.evidence if e.match is not None)
 
     @property
     def anomalies(self) -> tuple[Anomaly, ...]:
-        """The anomalies kept, the most unusual first."""
+        """The anomalies kept, in the order of the evidence."""
         return tuple(e.anomaly for e in self.evidence if e.anomaly is not None)
 
     @property
@@ -116,8 +118,20 @@ class Alert:
 
 
 def when(time_ns: int) -> str:
-    """Return nanoseconds since the epoch as ISO 8601, UTC, to the microsecond."""
-    return datetime.fromtimestamp(time_ns // 1000 / 1e6, UTC).isoformat(timespec="microseconds")
+    """
+    Return nanoseconds since the epoch as ISO 8601, UTC, to the microsecond.
+
+    A log may claim any time: what no calendar has (beyond the year 9999) is told as the nearest that it has.
+
+    Examples
+    --------
+    >>> when(1_700_000_000_123_456_789)
+    '2023-11-14T22:13:20.123456+00:00'
+    """
+    try:
+        return (_EPOCH + timedelta(microseconds=time_ns // 1000)).isoformat(timespec="microseconds")
+    except OverflowError:
+        return "9999-12-31T23:59:59.999999+00:00" if time_ns > 0 else "0001-01-01T00:00:00.000000+00:00"
 
 
 def _match(match: Match) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ksentinel.level import Level
 from ksentinel.printable import printable
 
 INTERRUPTED = 130
+SYSTEM_STORE = Path("/var/lib/ksentinel/alerts.db")
 
 # Typer has carried a click of its own since 0.21 and exports only a part of it: the errors of parsing by their base.
 _PARSE_ERROR: Any = typer.BadParameter.__base__
@@ -37,23 +38,36 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# readable=False: what is wrong with a file is said where it is opened, in our own words.
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 ARCHES = ("x86_64", "aarch64")
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Configuration (YAML).")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", readable=False, help="Configuration (YAML).")
+]
 ModelFolder = Annotated[
-    Path | None, typer.Option("--model", metavar="DIR", help="A trained model; without one, rules run alone.")
+    Path | None,
+    typer.Option(
+        "--model", metavar="DIR", readable=False, help="A trained model; without one, rules run alone."
+    ),
 ]
 RulePaths = Annotated[
     list[Path] | None,
     typer.Option(
-        "--rules", metavar="PATH", help="Rule file or folder (repeatable); default: the shipped rules."
+        "--rules",
+        metavar="PATH",
+        readable=False,
+        help="Rule file or folder (repeatable); default: the shipped rules.",
     ),
 ]
-StoreFile = Annotated[Path | None, typer.Option("--store", metavar="FILE", help="The store of alerts.")]
+StoreFile = Annotated[
+    Path | None, typer.Option("--store", metavar="FILE", readable=False, help="The store of alerts.")
+]
 ScoresFile = Annotated[
     Path | None,
-    typer.Option("--scores", metavar="FILE", help="Write each window's p-values there, as JSON lines."),
+    typer.Option(
+        "--scores", metavar="FILE", readable=False, help="Write each window's p-values there, as JSON lines."
+    ),
 ]
 Duration = Annotated[
     str | None, typer.Option("--for", metavar="TIME", help="Stop by itself after, e.g., 90s, 10m, 2h.")
@@ -189,7 +203,8 @@ def doctor(
 @app.command()
 def record(
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The recording to write; must not exist.")
+        Path,
+        typer.Option("--out", metavar="FILE", readable=False, help="The recording to write; must not exist."),
     ],
     duration: Duration = None,
     exe: Annotated[
@@ -205,7 +220,7 @@ def record(
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Record every system call of this host: to train on, to replay, to try rules on. Needs root and BPF."""
+    """Record every system call of this host. To train on, to replay, to try rules on; needs root and BPF."""
     from ksentinel.recording import Writer
     from ksentinel.report import account_table
 
@@ -231,13 +246,19 @@ def record(
 @app.command()
 def train(
     recordings: Annotated[
-        list[Path], typer.Argument(metavar="RECORDING...", help="What `ksentinel record` wrote.")
+        list[Path],
+        typer.Argument(metavar="RECORDING...", readable=False, help="What `ksentinel record` wrote."),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The model's folder, e.g. models/web.")],
-    order: Annotated[int, typer.Option(help="Length of the longest n-grams.", min=2, max=8)] = 5,
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", readable=False, help="The model's folder, e.g. models/web."),
+    ],
+    order: Annotated[
+        int, typer.Option(metavar="N", help="Length of the longest n-grams, 2 to 8.", min=2, max=8)
+    ] = 5,
     json: Json = False,
 ) -> None:
-    """Learn what is normal on this host, calibrate it, and say which false-alarm rate that can promise."""
+    """Learn from recordings what is normal. Calibrates it, and says which false-alarm rate that can promise."""
     import hashlib
     from dataclasses import replace
 
@@ -289,7 +310,9 @@ def replay(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...", help="Audit logs (plain, gzip, - for standard input) or recordings."
+            metavar="FILE...",
+            readable=False,
+            help="Audit logs (plain, gzip, - for standard input) or recordings.",
         ),
     ],
     model: ModelFolder = None,
@@ -351,7 +374,7 @@ def monitor(
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Watch this host live: every system call, the rules, the model, alerts with their evidence. Needs root and BPF."""
+    """Watch this host live. Every system call meets the rules and the model; needs root and BPF."""
     settings = _config(config)
     seconds = parse_duration(duration)
     pipeline = _pipeline(settings, rules, model, arch=platform.machine())
@@ -375,7 +398,7 @@ def alerts(
     least: Annotated[
         str, typer.Option("--level", metavar="LEVEL", help="This level and above.")
     ] = "informational",
-    limit: Annotated[int, typer.Option(help="How many at most.", min=1)] = 100,
+    limit: Annotated[int, typer.Option(metavar="N", help="How many at most.", min=1)] = 100,
     json: Json = False,
 ) -> None:
     """List stored alerts, the newest first."""
@@ -385,8 +408,8 @@ def alerts(
     try:
         level = Level.parse(least)
     except ValueError as error:
-        raise UsageError(str(error)) from None
-    with Store(store or default_store(), _user()) as kept:
+        raise UsageError(f"--{error}") from None
+    with Store(store or _store_to_read(), _user()) as kept:
         found = list(kept.alerts(least=level, limit=limit))
     if json:
         for alert in found:
@@ -401,11 +424,11 @@ def explain(
     store: StoreFile = None,
     json: Json = False,
 ) -> None:
-    """Say why an alert was raised: rule clauses, n-grams, LIME weights, in words and numbers."""
+    """Say why an alert was raised. In words and numbers: rule clauses, n-grams, LIME weights."""
     from ksentinel.report import explanation
     from ksentinel.store import Store
 
-    with Store(store or default_store(), _user()) as kept:
+    with Store(store or _store_to_read(), _user()) as kept:
         alert = kept.get(alert_id)
     _print_json(alert) if json else explanation(alert)
 
@@ -413,7 +436,7 @@ def explain(
 def default_store() -> Path:
     """Return where alerts are kept: system-wide for root, in the user's state folder otherwise."""
     if os.geteuid() == 0:
-        return Path("/var/lib/ksentinel/alerts.db")
+        return SYSTEM_STORE
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     if not state.is_absolute():
         try:
@@ -423,6 +446,17 @@ def default_store() -> Path:
                 "this user has no home to keep alerts in", remedy="name a file by --store"
             ) from None
     return state / "ksentinel" / "alerts.db"
+
+
+def _store_to_read() -> Path:
+    path = default_store()
+    if not path.exists() and path != SYSTEM_STORE and SYSTEM_STORE.parent.exists():
+        raise InputError(
+            "there is no store",
+            at=path,
+            remedy=f"what root has monitored is in {SYSTEM_STORE}: use sudo; or name one by --store",
+        )
+    return path
 
 
 def parse_duration(text: str | None) -> float | None:
@@ -443,7 +477,7 @@ def parse_duration(text: str | None) -> float | None:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < 10 * 365 * 86400:
-        raise UsageError(f"{text!r} is no duration", remedy="say 90s, 10m or 2h")
+        raise UsageError(f"--for {text!r} is no duration", remedy="say 90s, 10m or 2h")
     return seconds
 
 

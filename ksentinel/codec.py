@@ -17,6 +17,7 @@ What has its default value is left out, so that a person can write one by hand::
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -45,6 +46,7 @@ KINDS: dict[str, type[Event]] = {
 }
 _NAMES = {kind: name for name, kind in KINDS.items()}
 _MAX_ANCESTORS = 64
+_Records = tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
 Plain = dict[str, Any]
 T = TypeVar("T")
@@ -58,7 +60,7 @@ def process_to_plain(process: Process, *, ancestors: int = _MAX_ANCESTORS) -> Pl
         plain["parent"] = process_to_plain(process.parent, ancestors=ancestors - 1)
     if process.service is not None:
         plain["service"] = {"pid": process.service_key.pid, "start_ns": process.service_key.start_ns}
-        if all(a.key != process.service_key for a in process.ancestors()):
+        if all(a.key != process.service_key for a in islice(process.ancestors(), ancestors)):
             plain["service"]["exe"] = process.service_exe
     return plain
 
@@ -74,19 +76,20 @@ def process_from_plain(plain: Mapping[str, Any], *, depth: int = 0) -> Process:
     """
     if depth > _MAX_ANCESTORS:
         raise InputError(f"more than {_MAX_ANCESTORS} ancestors")
-    rest = dict(plain)
-    key = ProcessKey(int(rest.pop("pid", 1000 - depth)), int(rest.pop("start_ns", 0)))
+    rest = _mapping("process", plain)
+    key = _key(rest.pop("pid", 1000 - depth), rest.pop("start_ns", 0))
     parent = rest.pop("parent", None)
     above = None if parent is None else process_from_plain(parent, depth=depth + 1)
     named = rest.pop("service", None)
     process = _build(Process, rest, key=key, parent=above)
     if named is None:
         return process
-    service = ProcessKey(int(named.get("pid", 0)), int(named.get("start_ns", 0)))
+    named = _mapping("service", named)
+    service = _key(named.get("pid", 0), named.get("start_ns", 0))
     for ancestor in process.ancestors():
         if ancestor.key == service or ("pid" not in named and ancestor.exe == named.get("exe")):
             return _build(Process, rest, key=key, parent=above, service=ancestor)
-    stranger = Process(service, exe=str(named.get("exe", "")))
+    stranger = _build(Process, {"exe": named.get("exe", "")}, key=service)
     return _build(Process, rest, key=key, parent=above, service=stranger)
 
 
@@ -113,19 +116,38 @@ def event_from_plain(
     InputError
         If a name or a type is wrong.
     """
-    rest = dict(plain)
+    rest = _mapping("event", plain)
     kind = rest.pop("event", None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"event {kind!r} is none of {', '.join(KINDS)}")
     who = process(rest.pop("process", {}))
     rest.setdefault("time_ns", 0)
     rest.setdefault("tid", who.key.pid)
-    rest["origin"] = Origin(rest.get("origin", Origin.BPF))
-    records = tuple(Record(t, tuple((str(k), str(v)) for k, v in f)) for t, f in rest.pop("records", ()))
-    extra: dict[str, Any] = {"process": who, "records": records}
-    if "address" in rest:
-        extra["address"] = _build(Address, rest.pop("address"))
+    rest.setdefault("origin", Origin.BPF)
+    records = _convert("records", rest.pop("records", ()), _Records)
+    extra: dict[str, Any] = {"process": who, "records": tuple(Record(*record) for record in records)}
+    if kind == "syscall" and rest.get("address") is not None:
+        extra["address"] = _address(_mapping("address", rest.pop("address")))
     return _build(KINDS[kind], rest, **extra)
+
+
+def _address(plain: Plain) -> Address:
+    address = _build(Address, plain)
+    try:
+        _ = address.reach
+    except ValueError as error:
+        raise InputError(f"address: {error}") from None
+    return address
+
+
+def _key(pid: Any, start_ns: Any) -> ProcessKey:
+    return ProcessKey(_convert("pid", pid, int), _convert("start_ns", start_ns, int))
+
+
+def _mapping(what: str, plain: Any) -> Plain:
+    if not isinstance(plain, Mapping) or not all(isinstance(name, str) for name in plain):
+        raise InputError(f"{what} is no mapping of names")
+    return dict(plain)
 
 
 def _scalars(value: Any, skip: tuple[str, ...] = ()) -> Plain:
@@ -145,11 +167,19 @@ def _default(f: Field[Any]) -> Any:
 
 def _build(kind: type[T], plain: Mapping[str, Any], **extra: Any) -> T:
     types = {f.name: f.type for f in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(plain) - set(types))
+    unknown = sorted(set(plain) - set(types) | set(plain) & {*extra, "depth"})
     if unknown:
         raise InputError(f"{kind.__name__} has no {', '.join(unknown)}")
+    parts = {name: _convert(f"{kind.__name__}.{name}", value, types[name]) for name, value in plain.items()}
     try:
-        parts = {name: msgspec.convert(value, types[name]) for name, value in plain.items()}
         return kind(**parts, **extra)
-    except (msgspec.ValidationError, TypeError) as error:
-        raise InputError(f"{kind.__name__}: {error}") from error
+    except TypeError as error:  # something is missing
+        raise InputError(f"{kind.__name__}: {error}") from None
+
+
+def _convert(what: str, value: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:
+        # The latter comes from msgspec's own look at a string where none belongs.
+        raise InputError(f"{what}: {error}") from None

@@ -5,6 +5,7 @@ Configuration: one YAML file, one frozen dataclass a room; a misspelt key is an 
 Every key has a default; ``docs/configuration.md`` lists them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ import msgspec
 import yaml
 
 from ksentinel.errors import ConfigError, Location
+
+_LONGEST = 10 * 365 * 86400
+_LARGEST_RING = 1024
+_LARGEST_FILE = 1 << 16
+_DEEPEST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +69,23 @@ class Config:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     @classmethod
-    def from_dict(cls, plain: Any, at: Path | None = None) -> "Config":
+    def from_dict(
+        cls, plain: Any, at: Path | None = None, places: Mapping[tuple[str, ...], Location] | None = None
+    ) -> "Config":
         """
         Build from a parsed file.
+
+        Parameters
+        ----------
+        at
+            The file.
+        places
+            Where in it each section ``(section,)`` and key ``(section, key)`` stands.
 
         Raises
         ------
         ConfigError
-            For an unknown section or key, or a value of the wrong type.
+            For an unknown section or key, a value of the wrong type, or one that makes no sense.
 
         Examples
         --------
@@ -79,37 +94,117 @@ class Config:
             ...
         ksentinel.errors.ConfigError: [incident] has no agree_second (it has agree_seconds, quiet_seconds, fold_seconds)
         """
+
+        def where(*keys: str) -> Location | Path | None:
+            return (places or {}).get(keys, at)
+
         if not isinstance(plain, dict):
-            raise ConfigError("is no mapping of sections", at=at)
+            raise ConfigError("is no mapping of sections", at=at, remedy="see docs/configuration.md")
         parts = {}
         types: dict[str, Any] = {f.name: f.type for f in fields(cls)}
         for section, values in plain.items():
             if section not in types:
-                raise ConfigError(f"has no section {section}", at=at, remedy=f"it has {', '.join(types)}")
+                raise ConfigError(
+                    f"has no section {section}", at=where(section), remedy=f"it has {', '.join(types)}"
+                )
             known = [f.name for f in fields(types[section])]
             for key in values if isinstance(values, dict) else ():
                 if key not in known:
-                    raise ConfigError(f"[{section}] has no {key}", at=at, remedy=f"it has {', '.join(known)}")
+                    raise ConfigError(
+                        f"[{section}] has no {key}",
+                        at=where(section, key),
+                        remedy=f"it has {', '.join(known)}",
+                    )
             try:
                 parts[section] = msgspec.convert(values, types[section])
             except msgspec.ValidationError as error:
-                raise ConfigError(f"[{section}] {error}", at=at) from None
+                said, _, path = str(error).partition(" - at `$.")
+                key = path.rstrip("`").partition("[")[0]
+                raise ConfigError(
+                    f"[{section}] {key}{': ' if key else ''}{said}",
+                    at=where(section, *([key] if key else [])),
+                    remedy="see docs/configuration.md",
+                ) from None
+            for name, value in values.items():
+                if name.endswith("_seconds") and not 0 < value < _LONGEST:
+                    raise ConfigError(
+                        f"[{section}] {name} is {value}",
+                        at=where(section, name),
+                        remedy=f"say more than 0 and less than {_LONGEST}",
+                    )
         config = cls(**parts)
         size = config.collector.ring_megabytes
-        if size < 1 or size & (size - 1):
-            raise ConfigError("[collector] ring_megabytes is no power of two", at=at, remedy="say 16 or 32")
+        if not 1 <= size <= _LARGEST_RING or size & (size - 1):
+            raise ConfigError(
+                f"[collector] ring_megabytes is {size}, no power of two up to {_LARGEST_RING}",
+                at=where("collector", "ring_megabytes"),
+                remedy="say 16 or 32",
+            )
         return config
 
     @classmethod
     def load(cls, path: Path) -> "Config":
         """Read a YAML file; raises ConfigError."""
         try:
-            return cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, at=path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"can't be read: {error}", at=path) from None
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
+            with path.open("rb") as file:
+                text = file.read(_LARGEST_FILE + 1).decode("utf-8")
+            if len(text) > _LARGEST_FILE:
+                raise ConfigError(
+                    f"is larger than {_LARGEST_FILE} bytes", at=path, remedy="name another by --config"
+                )
+            _check_plain(text, path)
+            places = _places(yaml.compose(text, Loader=yaml.SafeLoader), path)
+            plain = yaml.safe_load(text)
+            return cls.from_dict({} if plain is None else plain, at=path, places=places)
+        except OSError as error:
+            raise ConfigError(
+                f"can't be read: {error.strerror}", at=path, remedy="name another by --config"
+            ) from None
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+            mark = getattr(error, "problem_mark", None)
             where = Location(path, mark.line + 1, mark.column + 1) if mark else Location(path)
-            raise ConfigError(f"is no YAML: {error.problem}", at=where) from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"is no YAML: {error}", at=path) from None
+            said = getattr(error, "problem", None) or " ".join(str(error).split())
+            raise ConfigError(f"is no YAML: {said}", at=where, remedy="see docs/configuration.md") from None
+
+
+def _check_plain(text: str, path: Path) -> None:
+    """
+    Raise ConfigError for what no key needs, before it is built.
+
+    Eight lines of aliases make a billion values, and PyYAML takes minutes to find that a page of brackets isn't closed.
+    Its events are lazy.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        wrong = ""
+        if isinstance(event, yaml.AliasEvent):
+            wrong = f"*{event.anchor}: aliases have no use here"
+        if depth > _DEEPEST:
+            wrong = f"nests deeper than {_DEEPEST} levels"
+        if wrong:
+            mark = event.start_mark
+            at = Location(path, mark.line + 1, mark.column + 1) if mark else Location(path)
+            raise ConfigError(wrong, at=at, remedy="see docs/configuration.md")
+
+
+def _places(root: Any, path: Path) -> dict[tuple[str, ...], Location]:
+    """Return where sections and keys stand; YAML itself lets a second one of a name win in silence."""
+    places: dict[tuple[str, ...], Location] = {}
+
+    def enter(node: Any, above: tuple[str, ...]) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            name = (*above, str(key.value))
+            here = Location(path, key.start_mark.line + 1, key.start_mark.column + 1)
+            if name in places:
+                raise ConfigError(
+                    f"{name[-1]} stands here a second time, first in line {places[name].line}",
+                    at=here,
+                    remedy="remove one",
+                )
+            places[name] = here
+            if not above:
+                enter(value, name)
+
+    enter(root, ())
+    return places

@@ -10,7 +10,7 @@ to it any more.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 
 class Origin(StrEnum):
@@ -130,6 +130,8 @@ class Address:
         if not self.host:
             return "local"
         address = ip_address(self.host)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
         if address.is_loopback:
             return "loopback"
         return "private" if address.is_private or address.is_link_local else "public"

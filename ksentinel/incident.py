@@ -2,18 +2,26 @@
 """
 Incidents: where the two witnesses meet. Rules speak of events, models of windows.
 
-They **agree** when both speak of one lineage (a process, or an ancestor of it up to its service) within
-`Incidents.within_ns`, in either order; the later one upgrades the incident that the earlier one opened.
+They **agree** when a match and an anomaly are of one lineage (the same process, or one is an ancestor of the other
+within the service) and within `Incidents.within_ns`, in either order. Siblings don't agree, nor does a whole branch.
 
-An incident belongs to a *branch*: the process just below the service (the request's handler, the session), or the
-service itself. What happens in one branch is told as one alert, until the branch has been quiet for a while. An
-incident that looks just like one already told (same service, same programs, same rules) is counted there instead of
-told again; it is told after all when it gets worse.
+An incident belongs to a *branch*: the process just below the service (the request's handler, the session) with all its
+descendants; the service itself is a branch of its own. Who gets what:
+
+- A match stays in its own branch. If that has no incident yet, it takes over the one of an anomaly that it agrees
+  with, unless a match is in there already: the later one upgrades what the earlier one opened.
+- An anomaly stays in its own branch, too. If that has no incident, the newest match it agrees with has it; and every
+  other incident with a match it agrees with has it, but only if nothing agrees there yet: a service's own windows
+  concern all of its branches, and would let each grow with all the others.
+
+What happens in one branch is told as one alert, until the branch has been quiet for a while. An incident that looks just
+like one already told (same service, same programs, same rules) is counted there instead of told again; it is told
+after all when it gets worse, or when the last telling was long ago.
 """
 
 import hashlib
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ksentinel.alert import Alert, Evidence
@@ -32,29 +40,55 @@ Signature = tuple[str, frozenset[str], frozenset[str]]
 
 
 @dataclass(slots=True)
-class _Witness:
-    """One match or anomaly, reduced to what bringing them together needs."""
-
-    time_ns: int
-    process: Process
-    match: Match | None = None
-    anomaly: Anomaly | None = None
-
-
-@dataclass(slots=True)
 class _Incident:
     id: str
+    branch: ProcessKey
     process: Process
     opened_ns: int
     updated_ns: int
     matches: dict[str, Evidence] = field(default_factory=dict)
     anomalies: list[Evidence] = field(default_factory=list)
+    agreeing: dict[str, Anomaly] = field(default_factory=dict)
+    """By rule: the most unusual anomaly that agrees with its match."""
     lossy: bool = False
     revision: int = 0
     repeats: int = 0
     told: Alert | None = None
+    told_counts: tuple[int, int] = (0, 0)
     same_as: "_Incident | None" = None
-    dirty: bool = False
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Repeats, and what the evidence adds up to."""
+        seen = sum(e.count for e in self.matches.values()) + sum(e.count for e in self.anomalies)
+        return self.repeats, seen
+
+
+@dataclass(slots=True)
+class _Witness:
+    """One match or anomaly, reduced to what bringing them together needs."""
+
+    time_ns: int
+    process: Process
+    tid: int
+    lossy: bool
+    match: Match | None = None
+    anomaly: Anomaly | None = None
+    incident: _Incident | None = None
+
+    @property
+    def key(self) -> tuple[ProcessKey, str]:
+        """Of several with the same key the latest is remembered, so that one process can't flush out the others."""
+        return self.process.key, "" if self.match is None else self.match.rule.id
+
+
+@dataclass(slots=True)
+class _Recent:
+    """The latest witnesses of one service: apart, so that a flood of one kind doesn't flush out the other."""
+
+    matches: OrderedDict[tuple[ProcessKey, str], _Witness] = field(default_factory=OrderedDict)
+    anomalies: OrderedDict[tuple[ProcessKey, str], _Witness] = field(default_factory=OrderedDict)
+    latest_ns: int = 0
 
 
 class Incidents:
@@ -68,9 +102,9 @@ class Incidents:
     quiet_ns
         A branch that was quiet this long has its incident closed.
     fold_ns
-        For how long an alert keeps counting incidents that look like it.
+        For how long after it was told an alert counts incidents that look like it.
     limit
-        Open incidents kept at most; beyond it the one quiet for longest is closed.
+        Open incidents, services and alerts kept at most; beyond it the one heard of least recently goes.
     arch
         Whose system call names alerts use.
     """
@@ -91,129 +125,174 @@ class Incidents:
         self.limit = limit
         self.arch = arch
         self._judge = judge
-        self._recent: OrderedDict[ProcessKey, deque[_Witness]] = OrderedDict()
+        self._recent: OrderedDict[ProcessKey, _Recent] = OrderedDict()
         self._open: OrderedDict[ProcessKey, _Incident] = OrderedDict()
         self._told: OrderedDict[Signature, _Incident] = OrderedDict()
 
     def match(self, match: Match, *, lossy: bool = False) -> Iterator[Alert]:
-        """Take a match in; yield the alert it opens or changes, if any."""
+        """Take a match in; yield the alerts it opens or changes, if any."""
         event = match.event
-        yield from self._take(_Witness(event.time_ns, event.process, match=match), lossy=lossy)
+        witness = _Witness(event.time_ns, event.process, event.tid, lossy, match=match)
+        yield from self._take(witness)
 
     def anomaly(self, anomaly: Anomaly, *, lossy: bool = False) -> Iterator[Alert]:
         """Take an anomaly in; those below every threshold say nothing."""
         if anomaly.level is Level.NONE:
             return
         window = anomaly.window
-        witness = _Witness(window.last_ns, window.process, anomaly=anomaly)
-        yield from self._take(witness, lossy=lossy or window.lossy)
+        lossy |= window.lossy
+        yield from self._take(_Witness(window.last_ns, window.process, window.tid, lossy, anomaly=anomaly))
 
     def finish(self) -> Iterator[Alert]:
         """Yield once more each alert whose counts have risen since it was told."""
         for incident in [*self._told.values()]:
-            if incident.dirty and incident.told is not None:
-                incident.revision += 1
-                incident.dirty = False
-                yield self._alert(incident, incident.told.verdict)
+            yield from self._tell_counts(incident)
 
-    def _take(self, witness: _Witness, *, lossy: bool) -> Iterator[Alert]:
-        self._close_quiet(witness.time_ns)
-        incident = self._home(witness)
-        new = _enter(incident, witness)
-        for other in self._others(witness):
-            new = _enter(incident, other, again=False) or new
-        incident.lossy |= lossy
-        incident.updated_ns = max(incident.updated_ns, witness.time_ns)
+    def _take(self, witness: _Witness) -> Iterator[Alert]:
+        self._forget(witness.time_ns)
+        partners = self._partners(witness)
+        witness.incident = self._home(witness, partners)
+        concerned = [witness.incident]
+        if witness.anomaly is not None:
+            for partner in reversed(partners):
+                other = partner.incident
+                if other is not None and not other.agreeing and all(other is not c for c in concerned):
+                    concerned.append(other)
         self._remember(witness)
+        for incident in concerned:
+            new = _enter(incident, witness, partners)
+            incident.updated_ns = max(incident.updated_ns, witness.time_ns)
+            if self._open.get(incident.branch) is incident:
+                self._open.move_to_end(incident.branch)
+            yield from self._tell(incident, new=new)
 
-        verdict = self._verdict(incident)
-        if verdict.level is Level.NONE:
-            return
-        before = incident.told.level if incident.told is not None else Level.NONE
-        if not new and verdict.level <= before:
-            _most(incident).dirty = True
-            return
-        if self._fold(incident, verdict):
-            return
-        incident.same_as = None
-        incident.revision += 1
-        alert = self._alert(incident, verdict)
-        incident.told = alert
-        incident.dirty = False
-        signature = _signature(incident)
-        self._told[signature] = incident
-        self._told.move_to_end(signature)
-        if len(self._told) > self.limit:
-            self._told.popitem(last=False)
-        yield alert
-
-    def _home(self, witness: _Witness) -> _Incident:
-        """Return the incident that *witness* belongs to: its branch's, else one it agrees with, else a new one."""
+    def _home(self, witness: _Witness, partners: Sequence[_Witness]) -> _Incident:
+        """Return the incident that *witness* belongs to, as the module says."""
         branch = branch_of(witness.process)
         incident = self._open.get(branch)
-        if incident is None:
-            for other in reversed(self._others(witness)):
-                incident = self._open.get(branch_of(other.process))
-                if incident is not None:
-                    break
-        if incident is None:
-            incident = _Incident(_id(witness), witness.process, witness.time_ns, witness.time_ns)
+        if incident is not None:
+            return incident
+        earlier = partners[-1].incident if partners else None
+        if earlier is not None and witness.anomaly is not None:
+            return earlier
+        if earlier is not None and not earlier.matches:
+            if self._open.get(earlier.branch) is earlier:
+                del self._open[earlier.branch]
+            incident = earlier
+            incident.branch = branch
+        else:
+            incident = _Incident(_id(witness), branch, witness.process, witness.time_ns, witness.time_ns)
         self._open[branch] = incident
-        self._open.move_to_end(branch)
         if len(self._open) > self.limit:
             self._open.popitem(last=False)
         return incident
 
-    def _others(self, witness: _Witness) -> list[_Witness]:
-        """Return the witnesses of the other kind that *witness* agrees with, oldest first."""
-        recent = self._recent.get(witness.process.service_key, ())
+    def _partners(self, witness: _Witness) -> list[_Witness]:
+        """Return the witnesses of the other kind that *witness* agrees with, in the order in which they came."""
+        recent = self._recent.get(witness.process.service_key)
+        if recent is None:
+            return []
         return [
             other
-            for other in recent
-            if (other.match is None) != (witness.match is None)
-            and abs(witness.time_ns - other.time_ns) <= self.within_ns
+            for other in (recent.anomalies if witness.anomaly is None else recent.matches).values()
+            if abs(witness.time_ns - other.time_ns) <= self.within_ns
             and related(witness.process, other.process)
         ]
 
     def _remember(self, witness: _Witness) -> None:
         service = witness.process.service_key
-        self._recent.setdefault(service, deque(maxlen=_MAX_WITNESSES)).append(witness)
+        recent = self._recent.setdefault(service, _Recent())
         self._recent.move_to_end(service)
+        recent.latest_ns = max(recent.latest_ns, witness.time_ns)
+        kind = recent.matches if witness.anomaly is None else recent.anomalies
+        kind[witness.key] = witness
+        kind.move_to_end(witness.key)
+        if len(kind) > _MAX_WITNESSES:
+            kind.popitem(last=False)
         if len(self._recent) > self.limit:
             self._recent.popitem(last=False)
 
-    def _close_quiet(self, now_ns: int) -> None:
+    def _forget(self, now_ns: int) -> None:
+        """Close what was quiet for long enough, and let go of witnesses that nothing can agree with any more."""
         while self._open:
             branch, incident = next(iter(self._open.items()))
             if now_ns - incident.updated_ns < self.quiet_ns:
                 break
             del self._open[branch]
+        while self._recent:
+            service, recent = next(iter(self._recent.items()))
+            if now_ns - recent.latest_ns <= self.within_ns:
+                break
+            del self._recent[service]
 
     def _verdict(self, incident: _Incident) -> Verdict:
-        anomalies = [e.anomaly for e in incident.anomalies if e.anomaly is not None]
+        """
+        Judge what agrees together, all of each kind for itself, and return the worst.
+
+        Apart, because a harmless match that agrees with an anomaly must not lift another one that doesn't.
+        """
+
+        def say(matches: Sequence[Match], anomalies: Sequence[Anomaly]) -> Verdict:
+            unseen = any(anomaly.unseen for anomaly in anomalies)
+            return self._judge(matches, anomalies, Context(lossy=incident.lossy, unseen=unseen))
+
         matches = [e.match for e in incident.matches.values() if e.match is not None]
-        return self._judge(
-            matches,
-            anomalies,
-            Context(lossy=incident.lossy, unseen=any(anomaly.unseen for anomaly in anomalies)),
-        )
+        anomalies = [e.anomaly for e in incident.anomalies if e.anomaly is not None]
+        agreeing = [match for match in matches if match.rule.id in incident.agreeing]
+        together = say(agreeing, list(incident.agreeing.values()))
+        return max(together, say(matches, []), say([], anomalies), key=lambda verdict: verdict.level)
+
+    def _tell(self, incident: _Incident, *, new: bool) -> Iterator[Alert]:
+        """Yield *incident* if there is something to tell: *new* evidence, or a worse verdict."""
+        verdict = self._verdict(incident)
+        if verdict.level is Level.NONE:
+            return
+        if incident.told is None:
+            if self._fold(incident, verdict):
+                return
+        elif not new and _badness(verdict) <= _badness(incident.told.verdict):
+            return
+        signature = _signature(incident)
+        before = self._told.get(signature)
+        if before is not None and before is not incident:
+            yield from self._tell_counts(before)
+        self._told[signature] = incident
+        self._told.move_to_end(signature)
+        yield self._alert(incident, verdict)
+        if len(self._told) > self.limit:
+            _, oldest = self._told.popitem(last=False)
+            yield from self._tell_counts(oldest)
+
+    def _tell_counts(self, incident: _Incident) -> Iterator[Alert]:
+        if incident.counts != incident.told_counts:
+            yield self._alert(incident, self._verdict(incident))
 
     def _fold(self, incident: _Incident, verdict: Verdict) -> bool:
         """Count *incident* where one like it was told already, if it is no worse than that one."""
         like = self._told.get(_signature(incident))
-        if like is None or like is incident or like.told is None:
-            return False
-        if incident.updated_ns - like.updated_ns > self.fold_ns or verdict.level > like.told.level:
-            return False
-        if incident.same_as is not like:
+        if (
+            like is None
+            or like.told is None
+            or incident.updated_ns - like.told.updated_ns > self.fold_ns
+            or _badness(verdict) > _badness(like.told.verdict)
+        ):
+            like = None
+        before = incident.same_as
+        if like is not before:
+            if before is not None:
+                before.repeats -= 1
+            if like is not None:
+                like.repeats += 1
             incident.same_as = like
-            like.repeats += 1
-            like.updated_ns = max(like.updated_ns, incident.updated_ns)
-        like.dirty = True
+        if like is None:
+            return False
+        like.updated_ns = max(like.updated_ns, incident.updated_ns)
         return True
 
     def _alert(self, incident: _Incident, verdict: Verdict) -> Alert:
-        return Alert(
+        incident.revision += 1
+        incident.told_counts = incident.counts
+        incident.told = Alert(
             id=incident.id,
             revision=incident.revision,
             opened_ns=incident.opened_ns,
@@ -230,6 +309,7 @@ class Incidents:
             repeats=incident.repeats,
             arch=self.arch,
         )
+        return incident.told
 
 
 def related(one: Process, other: Process) -> bool:
@@ -249,34 +329,83 @@ def branch_of(process: Process) -> ProcessKey:
     return branch.key
 
 
-def _enter(incident: _Incident, witness: _Witness, *, again: bool = True) -> bool:
-    """Add *witness* to the evidence; tell whether it is something new. *again*: count one that is known already."""
+def _enter(incident: _Incident, witness: _Witness, partners: Sequence[_Witness]) -> bool:
+    """Add *witness*, and with whom it agrees, to the evidence; tell whether something is new."""
+    incident.lossy |= witness.lossy
     if witness.match is not None:
-        rule = witness.match.rule.id
-        known = incident.matches.get(rule)
-        if known is None and len(incident.matches) < _MAX_RULES:
-            incident.matches[rule] = Evidence(1, witness.time_ns, witness.time_ns, match=witness.match)
-            return True
-        if known is not None and again:
-            incident.matches[rule] = replace(
-                known, count=known.count + 1, last_ns=max(known.last_ns, witness.time_ns)
-            )
+        new = _enter_match(incident, witness.match, witness.time_ns)
+        best = min((p for p in partners if p.anomaly is not None), key=_unusual_first, default=None)
+        if best is not None and best.anomaly is not None and witness.match.rule.id in incident.matches:
+            incident.lossy |= best.lossy
+            _agree(incident, witness.match, best.anomaly)
+            new |= _enter_anomaly(incident, best.anomaly, best.time_ns)
+        return new
+    if witness.anomaly is None:
         return False
-    anomaly = witness.anomaly
-    if anomaly is None or any(e.anomaly is anomaly for e in incident.anomalies):
+    for partner in partners:
+        if partner.match is not None and partner.incident is incident:
+            _agree(incident, partner.match, witness.anomaly)
+    return _enter_anomaly(incident, witness.anomaly, witness.time_ns)
+
+
+def _enter_match(incident: _Incident, match: Match, time_ns: int) -> bool:
+    rule = match.rule.id
+    known = incident.matches.get(rule)
+    if known is not None:
+        incident.matches[rule] = replace(known, count=known.count + 1, last_ns=max(known.last_ns, time_ns))
+        return False
+    if len(incident.matches) >= _MAX_RULES:
+        mildest = min(incident.matches, key=lambda r: _level(incident.matches[r]))
+        if _level(incident.matches[mildest]) >= match.rule.level:
+            return False
+        del incident.matches[mildest]
+        incident.agreeing.pop(mildest, None)
+    incident.matches[rule] = Evidence(1, time_ns, time_ns, match=match)
+    return True
+
+
+def _enter_anomaly(incident: _Incident, anomaly: Anomaly, time_ns: int) -> bool:
+    """Keep those that agree with a match and then the most unusual; the last one stands for all that were dropped."""
+    if any(e.anomaly is anomaly for e in incident.anomalies):
         return False
     first = not incident.anomalies
-    incident.anomalies.append(Evidence(1, witness.time_ns, witness.time_ns, anomaly=anomaly))
-    incident.anomalies.sort(key=lambda e: (e.anomaly.p_value if e.anomaly else 1.0, e.first_ns))
+    incident.anomalies.append(Evidence(1, time_ns, time_ns, anomaly=anomaly))
+    agreeing = {id(agreed) for agreed in incident.agreeing.values()}
+    incident.anomalies.sort(
+        key=lambda e: (id(e.anomaly) not in agreeing, e.anomaly.p_value if e.anomaly else 1.0, e.first_ns)
+    )
     for dropped in incident.anomalies[_MAX_ANOMALIES:]:
         last = incident.anomalies[_MAX_ANOMALIES - 1]
-        incident.anomalies[_MAX_ANOMALIES - 1] = replace(last, count=last.count + dropped.count)
+        incident.anomalies[_MAX_ANOMALIES - 1] = replace(
+            last, count=last.count + dropped.count, last_ns=max(last.last_ns, dropped.last_ns)
+        )
     del incident.anomalies[_MAX_ANOMALIES:]
     return first
 
 
-def _most(incident: _Incident) -> _Incident:
-    return incident if incident.same_as is None else incident.same_as
+def _agree(incident: _Incident, match: Match, anomaly: Anomaly) -> None:
+    rule = match.rule.id
+    known = incident.matches.get(rule)
+    if known is None:
+        return
+    agreed = incident.agreeing.get(rule)
+    if agreed is None:
+        # The first match of this rule may have been another process's: the one that agrees is the better evidence.
+        incident.matches[rule] = replace(known, match=match)
+    if agreed is None or anomaly.p_value < agreed.p_value:
+        incident.agreeing[rule] = anomaly
+
+
+def _level(evidence: Evidence) -> Level:
+    return Level.NONE if evidence.match is None else evidence.match.rule.level
+
+
+def _unusual_first(witness: _Witness) -> tuple[float, int]:
+    return (1.0 if witness.anomaly is None else witness.anomaly.p_value), witness.time_ns
+
+
+def _badness(verdict: Verdict) -> tuple[Level, bool]:
+    return verdict.level, verdict.agreed
 
 
 def _signature(incident: _Incident) -> Signature:
@@ -289,5 +418,5 @@ def _signature(incident: _Incident) -> Signature:
 def _id(witness: _Witness) -> str:
     """Return the same id for the same witness, in every replay."""
     what = witness.match.rule.id if witness.match is not None else "anomaly"
-    text = f"{witness.time_ns} {witness.process.key} {what}"
-    return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+    text = f"{witness.time_ns} {witness.process.key} {witness.tid} {what}"
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

@@ -23,6 +23,7 @@ import sqlite3
 import stat
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,22 @@ CREATE TABLE account (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT;
 """
 _HEAD = struct.Struct("<qBBBx")
 _ORIGINS = list(Origin)
+_KNOWN = 100_000
+"""Processes remembered by a writer; most of them have ended by then, and those that live are entered anew."""
+
+# What reading a file that was damaged, or made by someone unkind, can raise: SQLite's errors, and everything that
+# values of a wrong type or size lead to.
+_DAMAGES = (
+    sqlite3.Error,
+    struct.error,
+    InputError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
 
 
 class Writer:
@@ -76,51 +93,82 @@ class Writer:
                 "exists already", at=self.path, remedy="name another file, or remove it"
             ) from None
         except OSError as error:
-            raise InputError(f"can't be written: {error.strerror}", at=self.path) from None
-        self._db = sqlite3.connect(self.path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.executescript(
-            f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {SCHEMA}; {_TABLES}"
-        )
-        self.note(self.facts)
+            raise InputError(
+                f"can't be written: {error.strerror}", at=self.path, remedy="name another file by --out"
+            ) from None
+        # Absolute: SQLite takes a file called :memory: for something else.
+        self._db = sqlite3.connect(self.path.absolute(), isolation_level=None)
+        try:
+            with self._writing():
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
+                self._db.executescript(
+                    f"BEGIN; PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {SCHEMA}; {_TABLES} COMMIT;"
+                )
+            self.note(self.facts)
+        except InputError:
+            self._db.close()
+            self.path.unlink(missing_ok=True)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # One file in the end, not three.
-        self._db.execute("PRAGMA journal_mode = DELETE")
+        # One file in the end, not three; where that can't be (a full disk, a reader), three are as good.
+        with suppress(sqlite3.Error):
+            self._db.execute("PRAGMA journal_mode = DELETE")
         self._db.close()
 
     def note(self, facts: Mapping[str, Any]) -> None:
-        """Write facts, replacing those of the same names."""
+        """Write facts, replacing those of the same names; raises InputError if the disk is full."""
         rows = [(name, json.dumps(value)) for name, value in facts.items()]
-        self._db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
+        with self._writing():
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
+            self._db.execute("COMMIT")
 
     def account(self, account: Account) -> None:
-        """Write the collector's counters."""
-        self._db.executemany("INSERT OR REPLACE INTO account VALUES (?, ?)", list(account.items()))
+        """Write the collector's counters; raises InputError if the disk is full."""
+        with self._writing():
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT OR REPLACE INTO account VALUES (?, ?)", list(account.items()))
+            self._db.execute("COMMIT")
 
     def write(self, items: list[Item]) -> None:
-        """Write a batch in one transaction; raises InputError if the disk is full."""
-        try:
+        """
+        Write a batch in one transaction: all of it or, if something is wrong with one item, nothing.
+
+        Raises
+        ------
+        InputError
+            If the disk is full, or a number is too large for the format.
+        """
+        with self._writing():
             self._db.execute("BEGIN")
             rows = [self._row(item) for item in items]
             self._db.executemany(
                 "INSERT INTO item (time_ns, kind, process, tid, body) VALUES (?, ?, ?, ?, ?)", rows
             )
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        if len(self._ids) > _KNOWN:
+            self._ids.clear()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, struct.error, OverflowError) as error:
+            if isinstance(error, sqlite3.Error):
+                remedy = "is the disk full? What was written is kept"
+            else:
+                remedy = "this batch is not kept, those before it are"
+            raise InputError(f"can't be written any further: {error}", at=self.path, remedy=remedy) from None
+        finally:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            raise InputError(
-                f"can't be written any further: {error}",
-                at=self.path,
-                remedy="is the disk full? What was written is kept",
-            ) from None
-        if len(self._ids) > 100_000:  # most have ended; those that live are entered anew
-            self._ids.clear()
+                # Some of these were entered in the transaction that is no more.
+                self._ids.clear()
 
     def _row(self, item: Item) -> tuple[int, str, int, int, bytes]:
         process = self._process(item.process)
@@ -164,8 +212,6 @@ class Reader:
         self.batch = batch
 
     def __enter__(self) -> Self:
-        if not self.path.exists():
-            raise InputError("there is no such file", at=self.path)
         if not is_recording(self.path):
             raise InputError(
                 "is no recording", at=self.path, remedy="make one by `ksentinel record --out FILE`"
@@ -174,10 +220,19 @@ class Reader:
             self._db = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
             )
+        except sqlite3.Error as error:
+            raise self._damaged(error) from None
+        try:
+            self._check()
+        except BaseException:
+            self._db.close()
+            raise
+        return self
+
+    def _check(self) -> None:
+        with self._reading():
             (application,) = self._db.execute("PRAGMA application_id").fetchone()
             (schema,) = self._db.execute("PRAGMA user_version").fetchone()
-        except sqlite3.Error as error:
-            raise InputError(f"is damaged: {error}", at=self.path, remedy="record again") from None
         if application != APPLICATION:
             raise InputError(
                 "is an SQLite file, but no recording",
@@ -190,12 +245,9 @@ class Reader:
                 at=self.path,
                 remedy="record again, or use the version that made it",
             )
-        try:
+        with self._reading():
             facts = self._db.execute("SELECT name, value FROM facts")
             self.facts: dict[str, Any] = {name: json.loads(value) for name, value in facts}
-        except (sqlite3.Error, ValueError) as error:
-            raise self._damaged(error) from None
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -203,36 +255,33 @@ class Reader:
         self._db.close()
 
     def __iter__(self) -> Iterator[list[Item]]:
-        try:
+        with self._reading():
             processes = self._processes()
             rows = self._db.execute("SELECT time_ns, kind, process, tid, body FROM item ORDER BY id")
-            while some := rows.fetchmany(self.batch):
-                yield [_item(processes, *row) for row in some]
-        except (sqlite3.Error, struct.error, ValueError, KeyError, IndexError) as error:
-            raise self._damaged(error) from None
+        while some := self._batch(processes, rows):
+            yield some
 
     def windows(self) -> Iterator[Window]:
         """Yield the windows alone: what training needs."""
-        try:
+        with self._reading():
             processes = self._processes()
             rows = self._db.execute(
                 "SELECT time_ns, kind, process, tid, body FROM item WHERE kind = 'window' ORDER BY id"
             )
-            for row in rows:
-                item = _item(processes, *row)
-                if isinstance(item, Window):
-                    yield item
-        except (sqlite3.Error, struct.error, ValueError, KeyError, IndexError) as error:
-            raise self._damaged(error) from None
+        while some := self._batch(processes, rows):
+            yield from (item for item in some if isinstance(item, Window))
 
     def count(self) -> int:
         """Return how many windows and events it holds."""
-        (count,) = self._db.execute("SELECT count(*) FROM item").fetchone()
-        return int(count)
+        with self._reading():
+            (count,) = self._db.execute("SELECT count(*) FROM item").fetchone()
+            return int(count)
 
     def account(self) -> Account:
-        """Return the collector's counters at the end of the recording."""
-        return dict(self._db.execute("SELECT name, value FROM account"))
+        """Return the collector's counters at the end of the recording; none if it was cut short."""
+        with self._reading():
+            rows = self._db.execute("SELECT name, value FROM account ORDER BY rowid").fetchall()
+            return {name: int(value) if value == int(value) else value for name, value in rows}
 
     def lost(self) -> int:
         """Return 0: what was lost while recording is marked on the windows it concerns."""
@@ -244,24 +293,49 @@ class Reader:
         for number, parent, service, facts in self._db.execute(
             "SELECT id, parent, service, facts FROM process ORDER BY id"
         ):
-            bare = process_from_plain(orjson.loads(facts))
+            bare = process_from_plain(_loads(facts))
             above = processes.get(parent)
             processes[number] = _with_family(bare, above, processes.get(service))
         return processes
 
+    def _batch(self, processes: dict[int, Process], rows: sqlite3.Cursor) -> list[Item]:
+        with self._reading():
+            return [_item(processes, *row) for row in rows.fetchmany(self.batch)]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn whatever a damaged file leads to into an error that names the file."""
+        try:
+            yield
+        except _DAMAGES as error:
+            raise self._damaged(error) from None
+
     def _damaged(self, error: Exception) -> InputError:
-        return InputError(f"is damaged: {error}", at=self.path, remedy="record again")
+        # A recording whose writer was killed has its last part in FILE-wal; a reader needs FILE-shm, and makes it.
+        if isinstance(error, sqlite3.OperationalError) and not os.access(
+            self.path.parent, os.W_OK, effective_ids=True
+        ):
+            return InputError(
+                f"can't be read: {error}",
+                at=self.path,
+                remedy=f"copy it, and {self.path.name}-wal if that is there, to a directory that you can write to",
+            )
+        said = f"there is no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        return InputError(f"is damaged: {said}", at=self.path, remedy="record again")
 
 
 def is_recording(path: Path) -> bool:
-    """Tell whether *path* is an SQLite file (and so can't be an audit log)."""
+    """Tell whether *path* is an SQLite file (and so can't be an audit log); raises InputError if it can't be read."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return False
         with path.open("rb") as file:
             return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
     except OSError as error:
-        raise InputError(f"can't be read: {error.strerror}", at=path) from None
+        if isinstance(error, FileNotFoundError):
+            raise InputError("there is no such file", at=path, remedy="name a recording") from None
+        remedy = "run as its owner, or as root"
+        raise InputError(f"can't be read: {error.strerror}", at=path, remedy=remedy) from None
 
 
 def _with_family(process: Process, parent: Process | None, service: Process | None) -> Process:
@@ -285,7 +359,7 @@ def _item(
             origin=_ORIGINS[origin],
             lossy=bool(lossy),
         )
-    plain = orjson.loads(body)
+    plain = dict(_loads(body))
     return event_from_plain(
         plain | {"event": kind, "time_ns": time_ns, "tid": tid}, process=lambda _: processes[process]
     )
@@ -297,3 +371,10 @@ def _dumps(plain: Mapping[str, Any]) -> bytes:
         return orjson.dumps(plain)
     except TypeError:
         return json.dumps(plain).encode()
+
+
+def _loads(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except ValueError:  # it may be such a surrogate
+        return json.loads(body)

@@ -46,11 +46,12 @@ _LOSSES = ("dropped", "missed", "malformed", "no_storage", "contended", "gaps", 
 
 
 def console() -> Console:
-    """Return a console on standard output; NO_COLOR and pipes are respected."""
+    """Return a console on standard output: whole lines into pipes; no escape codes there, nor with NO_COLOR."""
     out = Console(highlight=False)
     if not out.is_terminal:
-        out.width = _ENDLESS
-    return out
+        return Console(highlight=False, color_system=None, width=_ENDLESS)
+    # By itself rich would leave out colours only, and keep bold and dim.
+    return Console(highlight=False, color_system=None) if out.no_color else out
 
 
 def plain(value: object, limit: int = 0, style: str = "") -> Text:
@@ -71,8 +72,8 @@ def doctor_table(checks: Sequence[Support], works: Mapping[str, bool]) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
         bad = "bold red" if check.needed_for else "yellow"
-        answer = Text("yes  ", "green") if check.ok else Text("no   ", bad)
-        _hang(out, answer + plain(f"{check.name:{width}}  {check.reason}"), width + 7)
+        answer = ("yes  ", "green") if check.ok else ("no   ", bad)
+        _hang(out, Text.assemble(answer, plain(f"{check.name:{width}}  {check.reason}")), width + 7)
         if check.remedy:
             needs = f"{', '.join(check.needed_for)}: " if check.needed_for else ""
             _hang(out, plain(needs + check.remedy, style="yellow"), width + 7, first=width + 7)
@@ -107,6 +108,7 @@ def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int) -> None:
         out.print("no alerts")
         return
     width = max(len(str(alert["level"])) for alert in alerts)
+    before = max(len(str(alert["id"])) for alert in alerts) + 2 + 19 + 2 + width + 2
     for alert in alerts:
         level = str(alert["level"])
         more = f"  +{alert['repeats']} like it" if alert["repeats"] else ""
@@ -120,8 +122,8 @@ def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int) -> None:
             plain(alert["title"], 100),
             plain(more, style="dim"),
         )
-        _hang(out, row, 10 + 2 + 19 + 2 + width + 2)
-        _hang(out, plain(_who(alert["process"]), style="dim"), 10 + 2 + 19 + 2 + width + 2, first=35 + width)
+        _hang(out, row, before)
+        _hang(out, plain(_who(alert["process"]), style="dim"), before, first=before)
     out.print()
     told = (
         f"{len(alerts)} alert{'' if len(alerts) == 1 else 's'}, times in UTC; `ksentinel explain ID` says why"
@@ -179,7 +181,7 @@ def account_table(account: Mapping[str, float], title: str = "Accounting") -> No
     for name, value in rest.items():
         if value:
             style = "bold red" if _is_loss(name) else ""
-            out.print(Text(f"  {_number(value):>{width}}", style) + Text(f"  {_words(name)}"))
+            out.print(Text(f"  {_number(value):>{width}}  {_words(name)}", style))
     zero = [_words(name) for name, value in rest.items() if not value]
     if zero:
         _hang(out, Text(f"  {0:>{width}}  {', '.join(zero)}", "dim"), width + 4)
@@ -289,7 +291,14 @@ def _is_loss(name: str) -> bool:
 
 def _who(process: Mapping[str, Any]) -> str:
     exe = process.get("exe") or "an unknown program"
-    service = (process.get("service") or {}).get("exe")
+    root = process.get("service")
+    if root is None:
+        return exe
+    # It stands among the ancestors, or else has its executable with it.
+    step: Mapping[str, Any] | None = process
+    while step is not None and (step["pid"], step["start_ns"]) != (root["pid"], root["start_ns"]):
+        step = step.get("parent")
+    service = (root if step is None else step).get("exe")
     return exe if service in {None, "", exe} else f"{exe} under {service}"
 
 
@@ -338,7 +347,7 @@ def _rule(out: Console, evidence: Mapping[str, Any]) -> None:
         value = Text("-") if clause["value"] is None else _span(clause["value"], clause["span"])
         style = "dim" if clause["negated"] else ""
         selection = f"not {clause['selection']}" if clause["negated"] else clause["selection"]
-        text = plain(f"{selection}: {clause['field']} {clause['test']}  ←\u00a0", 300, style)
+        text = plain(f"{selection}: {clause['field']} {clause['test']}  ← ", 300, style)
         _hang(out, text + value, 6, first=4)
 
 
@@ -356,13 +365,14 @@ def _span(value: str, span: Sequence[int] | None) -> Text:
 
 
 def _p_values(out: Console, anomalies: Sequence[Mapping[str, Any]]) -> None:
-    worst = anomalies[0]
+    first = anomalies[0]
     out.print()
-    profile = " under ".join(printable(name) for name in worst["profile"] if name) or "the whole host"
-    kept = f"{len(anomalies)} window{'' if len(anomalies) == 1 else 's'} kept, the worst:"
-    _hang(out, Text("Model  ", "bold") + plain(f"compared with {profile}; {kept}", style="dim"), 7)
-    out.print(plain(f"  p = {worst['p_value']:.3g} ({worst['level']}), decided by {worst['decided_by']}"))
-    for member in worst["members"]:
+    profile = " under ".join(printable(name) for name in first["profile"] if name) or "the whole host"
+    kept = f"{len(anomalies)} window{'' if len(anomalies) == 1 else 's'} kept, this one explained:"
+    about = plain(f"compared with {profile}; {kept}", style="dim")
+    _hang(out, Text.assemble(("Model  ", "bold"), about), 7)
+    out.print(plain(f"  p = {first['p_value']:.3g} ({first['level']}), decided by {first['decided_by']}"))
+    for member in first["members"]:
         out.print(plain(f"  {member['name']:10} score {member['score']:8.3f}   p = {member['p_value']:.3g}"))
 
 
@@ -392,13 +402,8 @@ def _ngrams(out: Console, ngrams: Sequence[Mapping[str, Any]]) -> None:
 
 def _lime(out: Console, lime: Mapping[str, Any]) -> None:
     out.print()
-    out.print(
-        Text("LIME", "bold")
-        + plain(
-            f"  on {lime['detector']}, R² {lime['r2']:.3f}, {lime['samples']} samples, seed {lime['seed']}",
-            style="dim",
-        )
-    )
+    about = f"on {lime['detector']}, R² {lime['r2']:.3f}, {lime['samples']} samples, seed {lime['seed']}"
+    _hang(out, Text.assemble(("LIME  ", "bold"), plain(about, style="dim")), 6)
     largest = max((abs(w["weight"]) for w in lime["weights"]), default=0.0) or 1.0
     for one in lime["weights"]:
         bar = "█" * max(round(abs(one["weight"]) / largest * _BAR), 1)

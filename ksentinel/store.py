@@ -10,6 +10,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,30 +57,35 @@ class Store:
         self.write = write
 
     def __enter__(self) -> Self:
-        if not self.path.exists() and not self.write:
-            raise InputError(
-                "there is no store",
-                at=self.path,
-                remedy="name one by --store, or run `ksentinel monitor` first",
-            )
         try:
             if self.write:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600))
             self._check_owner()
+            self.path.open("rb").close()  # SQLite itself doesn't say why it can't
             mode = "rw" if self.write else "ro"
             self._db = sqlite3.connect(
                 f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None
             )
-            self._open()
+        except FileNotFoundError:
+            raise InputError(
+                "there is no store",
+                at=self.path,
+                remedy="name one by --store, or run `ksentinel monitor` first",
+            ) from None
         except OSError as error:
             raise InputError(
                 f"can't be opened: {error.strerror}", at=self.path, remedy="name another by --store"
             ) from None
         except sqlite3.Error as error:
-            raise InputError(
-                f"is no store, or damaged: {error}", at=self.path, remedy="name another by --store"
-            ) from None
+            raise self._no_store(error) from None
+        try:
+            self._open()
+        except BaseException as error:
+            self._db.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._no_store(error) from None
+            raise
         return self
 
     def __exit__(
@@ -93,11 +99,11 @@ class Store:
             alert.id,
             alert.revision,
             int(alert.level),
-            alert.title,
+            _bytewise(alert.title),
             _bytewise(alert.process.exe),
             _bytewise(alert.process.service_exe),
-            alert.opened_ns,
-            alert.updated_ns,
+            _column(alert.opened_ns),
+            _column(alert.updated_ns),
             alert.repeats,
             to_json(alert.to_plain()),
         )
@@ -112,12 +118,13 @@ class Store:
         self, *, least: Level = Level.NONE, since_ns: int = 0, limit: int = 1000
     ) -> Iterator[dict[str, Any]]:
         """Yield alerts in their JSON form, the newest first."""
-        rows = self._db.execute(
-            "SELECT body FROM alert WHERE level >= ? AND updated_ns >= ? ORDER BY updated_ns DESC, id LIMIT ?",
-            (int(least), since_ns, limit),
-        )
-        for (body,) in rows:
-            yield orjson.loads(body)
+        with self._reading():
+            rows = self._db.execute(
+                "SELECT body FROM alert WHERE level >= ? AND updated_ns >= ? ORDER BY updated_ns DESC, id LIMIT ?",
+                (int(least), since_ns, limit),
+            )
+            for (body,) in rows:
+                yield orjson.loads(body)
 
     def get(self, prefix: str) -> dict[str, Any]:
         """
@@ -128,16 +135,29 @@ class Store:
         InputError
             If there is none, or more than one.
         """
-        pattern = "".join(c for c in prefix.lower() if c.isalnum()) + "*"
-        rows = self._db.execute("SELECT id, body FROM alert WHERE id GLOB ? LIMIT 2", (pattern,)).fetchall()
-        if len(rows) != 1:
-            what = "more than one alert starts" if rows else "no alert starts"
-            raise InputError(f"{what} with {prefix!r}", at=self.path, remedy="`ksentinel alerts` lists them")
-        plain: dict[str, Any] = orjson.loads(rows[0][1])
-        return plain
+        begin = _bytewise(prefix).lower()
+        with self._reading():
+            rows = self._db.execute(
+                "SELECT id, body FROM alert WHERE substr(id, 1, ?) = ? LIMIT 2", (len(begin), begin)
+            ).fetchall()
+            if len(rows) == 1:
+                plain: dict[str, Any] = orjson.loads(rows[0][1])
+                return plain
+        what = "more than one alert starts" if rows else "no alert starts"
+        raise InputError(f"{what} with {prefix!r}", at=self.path, remedy="`ksentinel alerts` lists them")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, ValueError) as error:
+            raise InputError(f"is damaged: {error}", at=self.path, remedy="name another by --store") from None
+
+    def _no_store(self, error: sqlite3.Error) -> InputError:
+        return InputError(f"is no store, or damaged: {error}", at=self.path, remedy="name another by --store")
 
     def _check_owner(self) -> None:
-        status = self.path.stat()
+        status = self.path.lstat()  # who owns a link says nothing of who owns what it leads to
         if not stat.S_ISREG(status.st_mode):
             raise InputError("is no regular file", at=self.path, remedy="name another by --store")
         if status.st_uid not in {0, self.uid}:
@@ -162,7 +182,11 @@ class Store:
                 "is an SQLite file, but no store of alerts", at=self.path, remedy="name another by --store"
             )
         if schema != SCHEMA:
-            raise InputError(f"is a store of schema {schema}; this ksentinel reads {SCHEMA}", at=self.path)
+            raise InputError(
+                f"is a store of schema {schema}; this ksentinel reads {SCHEMA}",
+                at=self.path,
+                remedy="name another by --store, or use the version that made it",
+            )
 
 
 def to_json(plain: dict[str, Any]) -> bytes:
@@ -180,8 +204,18 @@ def _harmless(value: Any) -> Any:
         return {_bytewise(key): _harmless(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_harmless(item) for item in value]
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return str(value)
     return value
 
 
 def _bytewise(text: str) -> str:
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    try:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half a character that never was a byte: JSON can spell it
+        return text.encode(errors="backslashreplace").decode()
+
+
+def _column(time_ns: int) -> int:
+    """Return a time that SQLite can hold; what a log claims beyond the year 2262 sorts as then."""
+    return max(min(time_ns, (1 << 63) - 1), -(1 << 63))

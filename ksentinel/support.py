@@ -90,7 +90,10 @@ def kernel(machine: str = platform.machine(), release: str = platform.release())
 
 def capabilities(root: Path = Path("/")) -> Support:
     """Tell whether this process may load BPF programs."""
-    status = (root / "proc/self/status").read_text()
+    try:
+        status = (root / "proc/self/status").read_text()
+    except OSError as error:
+        return _no_proc("capabilities", error)
     found = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
     held = int(found[1], 16) if found else 0
     has = {name for name, bit in _CAPABILITIES.items() if held >> bit & 1}
@@ -101,8 +104,10 @@ def capabilities(root: Path = Path("/")) -> Support:
 
 def pid_namespace(root: Path = Path("/")) -> Support:
     """Tell whether this is the initial PID namespace: BPF numbers processes as they are there."""
-    inode = (root / "proc/self/ns/pid").stat().st_ino
-    initial = inode == _INITIAL_PID_NAMESPACE
+    try:
+        initial = (root / "proc/self/ns/pid").stat().st_ino == _INITIAL_PID_NAMESPACE
+    except OSError as error:
+        return _no_proc("pid namespace", error)
     return Support(
         "pid namespace",
         initial,
@@ -134,11 +139,9 @@ def program(kind: probe.ProgramType, code: int | None, needed_for: tuple[str, ..
         return Support(name, False, "can't be tried without libbpf", "apt install libbpf1", needed_for)
     if code == 0:
         return Support(name, True, "a program of this type loads", "", needed_for)
-    remedy = (
-        "run as root (sudo)"
-        if code == errno.EPERM and os.geteuid()
-        else "a kernel that offers it (6.1 or later)"
-    )
+    remedy = "a kernel that offers it (6.1 or later)"
+    if code == errno.EPERM:
+        remedy = "run as root (sudo)" if os.geteuid() else "a container needs CAP_BPF and CAP_PERFMON for that"
     return Support(name, False, f"the kernel refused one: {_errno(code)}", remedy, needed_for)
 
 
@@ -294,6 +297,11 @@ def clang(which: Callable[[str], str | None] = shutil.which) -> Support:
     return Support(
         "clang", bool(found), found or "not found", "" if found else "apt install clang libbpf-dev", (BUILD,)
     )
+
+
+def _no_proc(name: str, error: OSError) -> Support:
+    remedy = "mount -t proc proc /proc (as root)"
+    return Support(name, False, f"/proc can't be read: {error.strerror}", remedy, (MONITOR, ENFORCE))
 
 
 def _tried(trial: Callable[[probe.ProgramType], int], kind: probe.ProgramType) -> int | None:

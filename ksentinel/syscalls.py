@@ -100,7 +100,7 @@ def token_name(token: int, arch: str = "x86_64") -> str:
     >>> token_name(257), token_name(0x402), token_name(0x801), token_name(0x3FE), token_name(0xFFF)
     ('openat', 'i386:fork', 'x32:write', 'syscall_1022', 'invalid')
     """
-    if token == INVALID:
+    if not 0 <= token < INVALID:
         return "invalid"
     number = token & NUMBER_MASK
     match Abi(token & ABI_MASK):

@@ -8,7 +8,8 @@ rules          model              level
 nothing        nothing            none
 nothing        low or medium      as the model says, at most medium: it knows unusual, not harmful
 some level     nothing            as the worst rule says
-some level     anything           one level above the worst rule, at most critical: they agree
+some level     anything           one level above the worst rule, at most critical: they agree; and never
+                                  less than the model alone would say
 =============  =================  ==============================================================
 
 An anomaly alone never blocks: the action is at most *block* only where rule and model agree and the level is high.
@@ -24,6 +25,9 @@ from ksentinel.level import Level
 from ksentinel.rules import Match
 
 MODEL_ALONE = Level.MEDIUM
+
+CREDIBLE = 1e-6
+"""Smaller p-values are told as this one: they lie far beyond the calibration data, where only a formula speaks."""
 
 
 class Action(StrEnum):
@@ -66,17 +70,14 @@ def judge(matches: Sequence[Match], anomalies: Sequence[Anomaly], context: Conte
     ruled = max((match.rule.level for match in matches), default=Level.NONE)
     unusual = max((anomaly.level for anomaly in anomalies), default=Level.NONE)
     agreed = ruled is not Level.NONE and unusual is not Level.NONE
-    if agreed:
-        level = min(Level(ruled + 1), Level.CRITICAL)
-    else:
-        level = ruled if ruled is not Level.NONE else min(unusual, MODEL_ALONE)
+    level = max(Level(min(ruled + agreed, Level.CRITICAL)), min(unusual, MODEL_ALONE))
     if level is Level.NONE:
         return Verdict(Level.NONE)
 
     reasons = [f"rule {m.rule.title!r} ({m.rule.level})" for m in matches if m.rule.level is ruled][:1]
     if unusual is not Level.NONE:
         smallest = min(anomaly.p_value for anomaly in anomalies)
-        reasons.append(f"model: p = {smallest:.2g} ({unusual})")
+        reasons.append(f"model: {p_text(smallest)} ({unusual})")
     if agreed:
         reasons.append("rule and model agree: one level up")
     elif ruled is Level.NONE and unusual > MODEL_ALONE:
@@ -87,3 +88,15 @@ def judge(matches: Sequence[Match], anomalies: Sequence[Anomaly], context: Conte
         reasons.append("records were lost meanwhile: an absence proves nothing")
     action = Action.BLOCK if agreed and level >= Level.HIGH else Action.ALERT
     return Verdict(level, action, agreed=agreed, reasons=tuple(reasons))
+
+
+def p_text(p_value: float) -> str:
+    """
+    Return a p-value as it is told to people.
+
+    Examples
+    --------
+    >>> p_text(0.00123), p_text(1e-12)
+    ('p = 0.0012', 'p < 1e-06')
+    """
+    return f"p = {p_value:.2g}" if p_value >= CREDIBLE else f"p < {CREDIBLE:.0e}"

@@ -80,12 +80,16 @@ class Assembler:
             if event.time_ns - silent.last_ns < self.idle_ns:
                 break
             yield self._close(tid, Cause.IDLE)
+        before = self._open.get(event.tid)
+        if before is not None and before.process.key != event.process.key:
+            # Nobody saw it end, and its number has another owner by now.
+            yield self._close(event.tid, Cause.EXIT)
         if isinstance(event, ExecEvent) and event.tid in self._open:
             yield self._close(event.tid, Cause.EXEC)
         if event.token is not None:
             filling = self._open.setdefault(event.tid, _Filling(event.process, event.time_ns, event.origin))
             self._open.move_to_end(event.tid)
-            filling.process, filling.last_ns = event.process, event.time_ns
+            filling.process, filling.last_ns = event.process, max(filling.last_ns, event.time_ns)
             filling.tokens.append(event.token)
             if len(filling.tokens) >= LENGTH:
                 yield self._close(event.tid, Cause.FULL)

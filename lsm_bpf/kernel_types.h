@@ -13,7 +13,13 @@ struct qstr { const unsigned char *name; };
 struct inode { unsigned int i_nlink; };
 struct dentry { struct dentry *d_parent; struct qstr d_name; };
 struct vfsmount { struct dentry *mnt_root; };
-struct mount { struct mount *mnt_parent; struct dentry *mnt_mountpoint; struct vfsmount mnt; };
+struct mnt_namespace;
+struct mount {
+        struct mount *mnt_parent;
+        struct dentry *mnt_mountpoint;
+        struct vfsmount mnt;
+        struct mnt_namespace *mnt_ns;
+};
 struct path { struct vfsmount *mnt; struct dentry *dentry; };
 struct file { struct path f_path; struct inode *f_inode; };
 struct fdtable { unsigned int max_fds; struct file **fd; };

@@ -112,6 +112,7 @@ struct {
 } scratches SEC(".maps");
 
 /* Types that only travel through the ring buffer: named here so that BTF has them. */
+const struct ks_window *unused_window __attribute__((unused));
 const struct ks_fork *unused_fork __attribute__((unused));
 const struct ks_exit *unused_exit __attribute__((unused));
 const struct ks_part *unused_part __attribute__((unused));
@@ -277,12 +278,19 @@ struct climb {
         struct dentry *dentry;
         __u32 at;
         __u32 limit;
-        __u32 done;          /* the top has been reached */
+        __u32 done;          /* there is nothing above */
+        __u32 adrift;        /* ... and that is no namespace's root: unmounted since, or a socket, a pipe */
 };
+
+/* NULL, or an error number in its place. */
+static __always_inline int no_namespace(struct mnt_namespace *ns)
+{
+        return !ns || (unsigned long)ns >= (unsigned long)-4095;
+}
 
 static long climb_one(__u32 index __attribute__((unused)), struct climb *climb)
 {
-        struct dentry *dentry = climb->dentry, *parent = BPF_CORE_READ(dentry, d_parent);
+        struct dentry *dentry = climb->dentry, *parent;
         struct mount *mnt = climb->mnt;
         __u32 at = climb->at & (KS_DATA - 1);
         long len;
@@ -290,16 +298,21 @@ static long climb_one(__u32 index __attribute__((unused)), struct climb *climb)
         if (dentry == BPF_CORE_READ(mnt, mnt.mnt_root)) {
                 struct mount *up = BPF_CORE_READ(mnt, mnt_parent);
 
-                climb->done = up == mnt || !up;
+                if (up == mnt || !up) {
+                        climb->done = 1;
+                        climb->adrift = no_namespace(BPF_CORE_READ(mnt, mnt_ns));
+                        return 1;
+                }
                 climb->dentry = BPF_CORE_READ(mnt, mnt_mountpoint);
                 climb->mnt = up;
-                return climb->done ? 1 : 0;
+                return 0;
         }
         if (climb->at > climb->limit)
                 return 1; /* the next name might not fit */
         len = bpf_probe_read_kernel_str(&climb->s->data[at], KS_NAME, BPF_CORE_READ(dentry, d_name.name));
         if (len > 0)
                 climb->at = at + len;
+        parent = BPF_CORE_READ(dentry, d_parent);
         climb->dentry = parent;
         climb->done = dentry == parent; /* no tree above: a memfd */
         return climb->done ? 1 : 0;
@@ -308,7 +321,8 @@ static long climb_one(__u32 index __attribute__((unused)), struct climb *climb)
 /* Names from leaf to root, across mount points. The kernel's own d_path isn't allowed in these programs.
  *
  * The top is that of the mount namespace, not the caller's root: who has called chroot() is seen from outside. Where
- * it is too far away, the part is marked as cut: what remains must not pass for a path from the root.
+ * it is too far away, or not connected any more, the part is marked as cut: what remains must not pass for a path from
+ * the root.
  *
  * Not static: so the verifier looks at it once, by itself, and not again for each path through its callers (which ends
  * beyond its million instructions). Such functions take plain numbers only. */
@@ -327,11 +341,19 @@ __noinline __u32 add_names(__u32 program, __u32 off, __u64 vfsmnt, __u64 dentry,
         climb.at = start;
         climb.limit = start + KS_TEXT - KS_NAME;
         bpf_loop(KS_COMPONENTS, climb_one, &climb, 0);
-        if (!climb.done) {
+        if (!climb.done)
                 s->header.flags |= KS_FLAG_TRUNCATED;
+        if (!climb.done || climb.adrift)
                 begin(s, off, kind | KS_PART_CUT);
-        }
         return end(s, start, climb.at > start ? climb.at - start : 0);
+}
+
+static __always_inline __u32 add_path_names(__u32 program, __u32 off, const struct path *from, __u16 kind)
+{
+        struct path path = {};
+
+        bpf_probe_read_kernel(&path, sizeof(path), from);
+        return add_names(program, off, (__u64)path.mnt, (__u64)path.dentry, kind);
 }
 
 static __always_inline __u32 add_user_string(struct scratch *s, __u32 off, const void *from, __u16 kind)
@@ -370,25 +392,23 @@ static __always_inline __u32 add_user_bytes(struct scratch *s, __u32 off, const 
 static __always_inline __u32 add_base(__u32 program, __u32 off, struct task_struct *task, int has_dir, int fd,
                                       __u16 kind)
 {
-        struct vfsmount *mnt;
-        struct dentry *dentry;
-
         if (has_dir && fd != AT_FDCWD) {
-                struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
-                struct file **slots = BPF_CORE_READ(fdt, fd), *file = 0;
+                struct files_struct *files = task->files;
+                struct file **slots, *file = 0;
+                struct fdtable *fdt;
 
-                if (fd < 0 || (__u32)fd >= BPF_CORE_READ(fdt, max_fds))
+                if (!files)
+                        return off;
+                fdt = files->fdt;
+                slots = fdt->fd;
+                if (fd < 0 || (__u32)fd >= fdt->max_fds)
                         return off;
                 bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
                 if (!file)
                         return off;
-                mnt = BPF_CORE_READ(file, f_path.mnt);
-                dentry = BPF_CORE_READ(file, f_path.dentry);
-        } else {
-                mnt = BPF_CORE_READ(task, fs, pwd.mnt);
-                dentry = BPF_CORE_READ(task, fs, pwd.dentry);
+                return add_path_names(program, off, &file->f_path, kind);
         }
-        return add_names(program, off, (__u64)mnt, (__u64)dentry, kind);
+        return add_path_names(program, off, &task->fs->pwd, kind);
 }
 
 /* A path, and where it starts from: the directory for a relative one, the root for an absolute one of a process that
@@ -404,8 +424,7 @@ static __always_inline __u32 add_path(__u32 program, struct scratch *s, __u32 of
                 return dir && fd >= 0 ? add_base(program, off, task, dir, fd, base_kind) : off;
         if (s->data[at & (KS_DATA - 1)] != '/')
                 return add_base(program, off, task, dir, fd, base_kind);
-        base = add_names(program, off, (__u64)BPF_CORE_READ(task, fs, root.mnt),
-                         (__u64)BPF_CORE_READ(task, fs, root.dentry), base_kind);
+        base = add_path_names(program, off, &task->fs->root, base_kind);
         return base > off + sizeof(struct ks_part) ? base : off;
 }
 
@@ -602,11 +621,9 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
         if (exe) {
                 if (!BPF_CORE_READ(exe, f_inode, i_nlink))
                         s->header.flags |= KS_FLAG_UNLINKED;
-                off = add_names(EXEC, off, (__u64)BPF_CORE_READ(exe, f_path.mnt),
-                                (__u64)BPF_CORE_READ(exe, f_path.dentry), KS_PART_EXE);
+                off = add_path_names(EXEC, off, &exe->f_path, KS_PART_EXE);
         }
-        off = add_names(EXEC, off, (__u64)BPF_CORE_READ(task, fs, pwd.mnt),
-                        (__u64)BPF_CORE_READ(task, fs, pwd.dentry), KS_PART_CWD);
+        off = add_path_names(EXEC, off, &task->fs->pwd, KS_PART_CWD);
 
         at = begin(s, off, KS_PART_NAME);
         got = bpf_probe_read_kernel_str(&s->data[at & (KS_DATA - 1)], KS_TEXT, BPF_CORE_READ(bprm, filename));

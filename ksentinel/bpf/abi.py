@@ -12,6 +12,8 @@ from enum import IntEnum, IntFlag
 VERSION = 1
 WINDOW = 64
 TOKENS = 4096
+TEXT = 4096
+COMPONENTS = 256
 
 
 class Kind(IntEnum):
@@ -54,6 +56,10 @@ class PartKind(IntEnum):
     NAME = 8
     CWD = 9
     WORDS = 10
+
+
+PART_CUT = 0x8000
+"""Added to the kind of a part of names: it ends below the root."""
 
 
 class Header(ctypes.Structure):

@@ -14,6 +14,7 @@ import platform
 from collections.abc import Sequence
 from ctypes import c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,8 @@ from ksentinel.errors import HostError
 SONAME = "libbpf.so.1"
 _WARN = 0
 _MAX_LOG = 200
+_MAX_PRINT = 17 << 20
+"""The verifier's whole log comes in one piece, of up to 16 MiB, and its verdict stands at the end."""
 
 # bpf(2): commands used without libbpf's help.
 _BPF_OBJ_GET_INFO_BY_FD = 15
@@ -73,19 +76,20 @@ class Library:
         self.lib.libbpf_set_print(self._printer)
 
     def _print(self, level: int, form: bytes, arguments: int) -> int:
-        if level > _WARN and len(self.log) >= _MAX_LOG:
+        if level > _WARN:
             return 0
-        buffer = ctypes.create_string_buffer(4096)
+        buffer = ctypes.create_string_buffer(_MAX_PRINT)
         length: int = self._libc.vsnprintf(buffer, c_size_t(len(buffer)), form, c_void_p(arguments))
-        if level <= _WARN:
-            self.log.extend(buffer.value.decode(errors="replace").splitlines())
-            del self.log[:-_MAX_LOG]
+        self.log.extend(buffer.value.decode(errors="replace").splitlines())
+        del self.log[:-_MAX_LOG]
         return length
 
     def failure(self, doing: str, code: int | None = None) -> HostError:
         """Return what to raise when libbpf has failed at *doing*; *code* is an errno (default: the current one)."""
         number = ctypes.get_errno() if code is None else abs(code)
         said = [line for line in self.log if line.startswith("libbpf:") and "BEGIN PROG LOAD LOG" not in line]
+        # The verifier's verdict is the line before its statistics: "processed 123 insns ..."
+        said += [one for one, two in pairwise(self.log) if two.startswith("processed ")]
         detail = f"; {said[-1].removeprefix('libbpf: ')}" if said else ""
         self.log.clear()
         remedies = {

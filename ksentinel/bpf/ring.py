@@ -27,7 +27,8 @@ class Ring:
     Reads what programs wrote to a ring buffer map.
 
     What is read is copied out in one piece before the room is given back, so a record never changes while it is
-    looked at.
+    looked at; and which records are complete is found out before that, because a copy that runs while the kernel
+    writes may hold a finished header and unfinished data.
     """
 
     def __init__(self, ring: Map) -> None:
@@ -68,11 +69,10 @@ class Ring:
         if not available:
             return
         start = mmap.PAGESIZE + self._position % self._size
-        chunk = memoryview(self._data[start : start + available])
         at = 0
-        records = []
+        places = []
         while at + 8 <= available:
-            (length,) = _LENGTH.unpack_from(chunk, at)
+            (length,) = _LENGTH.unpack_from(self._data, start + at)
             if length & _BUSY:
                 break
             size = length & ~_DISCARD
@@ -80,8 +80,10 @@ class Ring:
             if following > available:
                 break
             if not length & _DISCARD:
-                records.append(chunk[at + 8 : at + 8 + size])
+                places.append((at + 8, at + 8 + size))
             at = following
+        chunk = memoryview(self._data[start : start + at])
         self._position += at
         _POSITION.pack_into(self._consumer, 0, self._position)
-        yield from records
+        for begin, end in places:
+            yield chunk[begin:end]

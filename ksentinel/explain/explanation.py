@@ -29,7 +29,7 @@ class Explainer:
 
     def __init__(self, model: Model | None) -> None:
         self.model = model
-        self._known: OrderedDict[tuple[int, int, int], dict[str, Any]] = OrderedDict()
+        self._known: OrderedDict[Anomaly, dict[str, Any]] = OrderedDict()
 
     def __call__(self, alert: Alert) -> Alert:
         """Return *alert* with its explanation."""
@@ -38,12 +38,10 @@ class Explainer:
 
     def _window(self, anomaly: Anomaly) -> dict[str, Any]:
         """Explain the most unusual window; an alert's later revisions often have the same one."""
-        window = anomaly.window
-        key = (window.tid, window.first_ns, window.last_ns)
-        found = self._known.get(key)
+        found = self._known.get(anomaly)
         if found is None:
             found = self._explain(anomaly)
-            self._known[key] = found
+            self._known[anomaly] = found
             if len(self._known) > _CACHED:
                 self._known.popitem(last=False)
         return found

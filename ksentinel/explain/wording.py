@@ -2,6 +2,7 @@
 """One paragraph in plain words, from templates: same alert, same text. Untrusted parts are made harmless."""
 
 from collections.abc import Mapping
+from math import floor, log10
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -10,6 +11,7 @@ from ksentinel.detectors import Anomaly
 from ksentinel.event import ExecEvent, Process, SyscallEvent
 from ksentinel.printable import printable
 from ksentinel.rules import Clause, Match
+from ksentinel.verdict import CREDIBLE, p_text
 
 
 def paragraph(alert: Alert, window: Mapping[str, Any]) -> str:
@@ -48,26 +50,33 @@ def name(process: Process) -> str:
 
 def clause(clause: Clause) -> str:
     """Return a clause as a person would say it."""
-    value = "nothing" if clause.value is None else f'"{printable(clause.value, 100)}"'
+    field = printable(clause.field, 40)
+    value = "nothing" if clause.value is None else _quoted(clause.value, 100)
     if clause.negated:
-        return f"{clause.field} is {value}, which the exception ({printable(clause.test, 60)}) doesn't cover"
-    return f"{clause.field} is {value} ({printable(clause.test, 80)})"
+        return f"{field} is {value}, which the exception ({printable(clause.test, 60)}) doesn't cover"
+    return f"{field} is {value} ({printable(clause.test, 80)})"
 
 
 def did(match: Match) -> str:
     """Return what an event was, as a verb."""
     event = match.event
     if isinstance(event, ExecEvent):
-        return f'ran "{printable(event.process.command_line or event.process.exe, 120)}"'
+        return f"ran {_quoted(event.process.command_line or event.process.exe, 120)}"
     if isinstance(event, SyscallEvent):
-        about = [printable(path, 100) for path in event.paths]
+        about = [_quoted(path, 100) for path in event.paths]
         if event.address is not None:
-            about.append(printable(str(event.address), 100))
+            address = event.address
+            about.append(_quoted(address.path, 100) if address.path else printable(str(address), 100))
         if event.target is not None:
             about.append(f"process {event.target}")
         tried = "called" if event.result is None or event.result >= 0 else "tried"
-        return f"{tried} {event.syscall}({', '.join(about)})"
+        return f"{tried} {printable(event.syscall, 40)}({', '.join(about)})"
     return "was seen by audit"
+
+
+def _quoted(text: str, limit: int) -> str:
+    """Return *text* in quotation marks that it can't end by itself, to go on in our words."""
+    return '"' + printable(text, limit).replace('"', '\\"') + '"'
 
 
 def _matched(match: Match, more: int) -> str:
@@ -75,7 +84,8 @@ def _matched(match: Match, more: int) -> str:
     why = " and ".join(told)
     others = f", and {more} other rule{'s' if more > 1 else ''} matched too" if more > 0 else ""
     return (
-        f"{name(match.event.process)} {did(match)}. The rule “{match.rule.title}” ({match.rule.level}) matched, "
+        f"{name(match.event.process)} {did(match)}. The rule “{printable(match.rule.title, 120)}” "
+        f"({match.rule.level}) matched, "
         f"because {why}{others}."
     )
 
@@ -85,14 +95,14 @@ def _unusual(anomaly: Anomaly, window: Mapping[str, Any], *, also: bool) -> str:
     compared = _compared(anomaly)
     said = (
         f"{who} finds {len(anomaly.window.tokens)} system calls there {'also ' if also else ''}unusual for {compared}: "
-        f"about {_one_in(anomaly.p_value)} normal windows looks like this (p = {anomaly.p_value:.2g}, "
-        f"decided by {anomaly.decided_by})."
+        f"{_how_often(anomaly.p_value)} ({p_text(anomaly.p_value)}, decided by {anomaly.decided_by})."
     )
     ngrams = window.get("ngrams") or []
     if ngrams:
         top = ngrams[0]
         seen = top["seen_in_training"]
-        history = "which training never showed" if not seen else f"which training showed {seen} times"
+        times = "once" if seen == 1 else f"{seen:,} times"
+        history = f"which training showed {times}" if seen else "which training never showed"
         said += f" What speaks most is {' → '.join(top['ngram'])}, {history}"
         if top["usual_next"]:
             usual, share = top["usual_next"][0]
@@ -115,17 +125,23 @@ def _compared(anomaly: Anomaly) -> str:
     return called
 
 
-def _one_in(p_value: float) -> str:
-    return (
-        f"one in {round(1 / p_value, -len(str(int(1 / p_value))) + 2):,.0f}"
-        if p_value < 1
-        else "every one of"
-    )
+def _how_often(p_value: float) -> str:
+    # Two digits: it is an estimate.
+    if p_value < CREDIBLE:
+        return "fewer than one in a million normal windows look like this"
+    if p_value > 0.5:
+        return "most normal windows look like this"
+    every = 1 / p_value
+    return f"about one in {round(every, 1 - floor(log10(every))):,.0f} normal windows looks like this"
 
 
 def _conclusion(alert: Alert) -> str:
     if alert.verdict.agreed:
         return f"Rule and model are independent and agree, so this is {alert.level}."
+    if alert.matches and alert.anomalies:
+        return (
+            f"Rule and model speak of different processes or times and don't agree, so this is {alert.level}."
+        )
     if alert.matches:
         return f"The model has nothing to add, so the level is the rule's: {alert.level}."
     return f"No rule speaks against it, so this is {alert.level} at most: unusual is not yet harmful."

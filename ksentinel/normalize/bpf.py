@@ -3,9 +3,11 @@
 
 import ctypes
 import struct
+import sys
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
-from posixpath import normpath
+from posixpath import dirname, normpath
 
 from ksentinel import syscalls
 from ksentinel.bpf import abi
@@ -40,6 +42,7 @@ _PART = struct.Struct("=HH")
 _FLAGS = {
     "open": 2, "openat": 3, "execveat": 5, "unlinkat": 3, "linkat": 5, "renameat2": 5, "mount": 4, "umount2": 2,
     "memfd_create": 2, "unshare": 1, "setns": 2, "finit_module": 3, "delete_module": 2, "fchownat": 5,
+    "fchmodat2": 4,
 }  # fmt: skip
 _MODE = {"creat": 2, "open": 3, "openat": 4, "chmod": 2, "fchmod": 2, "fchmodat": 3, "fchmodat2": 3}
 _TARGET = {"kill": 1, "process_vm_readv": 1, "process_vm_writev": 1, "ptrace": 2}
@@ -62,9 +65,19 @@ _VALUES: dict[str, tuple[tuple[str, int], ...]] = {
     "sendto": (("fd", 1),),
     "fchmod": (("fd", 1),),
 }
-# Names that are no files of a directory.
+# Calls whose first name is no file of a directory.
 _NOT_PATHS = {"memfd_create", "delete_module", "mount"}
+_SYMLINKS = {"symlink", "symlinkat"}
+# i386 has calls twice: narrow ids and offsets, and these. They do the same.
+_WIDE = {
+    wide: wide.removesuffix("32").removesuffix("64")
+    for wide in "chown32 lchown32 setuid32 setgid32 setreuid32 setregid32 setresuid32 setresgid32 truncate64".split()
+}
 _O_CREAT, _O_TMPFILE = 0o100, 0o20000000
+
+
+_LATE = 4096
+"""How many ended processes are remembered for a record that another CPU was still writing."""
 
 
 class BpfNormalizer:
@@ -91,6 +104,7 @@ class BpfNormalizer:
         self.malformed = 0
         self.sequence_gaps = 0
         self._sequences: dict[int, int] = {}
+        self._ended: OrderedDict[ProcessKey, Process] = OrderedDict()
 
     def known(self, processes: Iterable[Running]) -> None:
         """Enter the processes that run already."""
@@ -129,7 +143,7 @@ class BpfNormalizer:
                 case abi.Kind.EXEC:
                     return self._exec(record, key, tid, flags, when)
                 case abi.Kind.EXIT:
-                    return ExitEvent(time_ns=when, process=self.table.exit(key), tid=tid, origin=Origin.BPF)
+                    return self._exit(key, tid, when)
         except (struct.error, ValueError):
             pass
         self.malformed += 1
@@ -138,46 +152,61 @@ class BpfNormalizer:
     def _window(self, record: memoryview, key: ProcessKey, tid: int, flags: int) -> Window:
         first, last, sequence, count, cause = _WINDOW.unpack_from(record, _HEADER.size)
         tokens = struct.unpack_from(f"={count}H", record, _HEADER.size + _WINDOW.size)
-        if sequence != self._sequences.get(tid, sequence):
+        if not 0 < count <= abi.WINDOW or max(tokens) >= abi.TOKENS:
+            raise ValueError(count)
+        cause = Cause(cause)
+        # Every thread starts at 0; one that ended without a last window (nothing was in it) leaves its number behind.
+        if sequence not in (0, self._sequences.get(tid, 0)):
             self.sequence_gaps += 1
-        if cause == Cause.EXIT:
+        if cause is Cause.EXIT:
             self._sequences.pop(tid, None)
         else:
             self._sequences[tid] = sequence + 1
         return Window(
-            process=self.table.find(key),
+            process=self._who(key),
             tid=tid,
             first_ns=first + self.epoch_ns,
             last_ns=last + self.epoch_ns,
             tokens=tokens,
-            cause=Cause(cause),
+            cause=cause,
             origin=Origin.BPF,
             lossy=bool(flags & abi.Flag.LOSSY),
         )
 
     def _fork(self, record: memoryview, key: ProcessKey, tid: int, when: int) -> ForkEvent:
         parent_start, parent_pid, session, uid, euid = _FORK.unpack_from(record, _HEADER.size)
-        known = self.table.get(key.pid)
-        if known is None or known.key != key:  # else /proc told before the ring buffer did, and may know more
-            parent = ProcessKey(parent_pid, parent_start // _TICK_NS * _TICK_NS)
-            known = self.table.fork(parent, key, session=session, uid=uid, euid=euid)
+        # Also if /proc has told of the child already: that was its state later on, and its execs are still to come.
+        parent = ProcessKey(parent_pid, parent_start // _TICK_NS * _TICK_NS)
+        child = self.table.fork(parent, key, session=session, uid=uid, euid=euid)
         self._sequences.pop(tid, None)
-        return ForkEvent(time_ns=when, process=known, tid=tid, origin=Origin.BPF)
+        return ForkEvent(time_ns=when, process=child, tid=tid, origin=Origin.BPF)
+
+    def _exit(self, key: ProcessKey, tid: int, when: int) -> ExitEvent:
+        process = self._ended[key] = self.table.exit(key)
+        if len(self._ended) > _LATE:
+            self._ended.popitem(last=False)
+        return ExitEvent(time_ns=when, process=process, tid=tid, origin=Origin.BPF)
+
+    def _who(self, key: ProcessKey) -> Process:
+        # The threads of a process end at the same time on several CPUs: the last window may come after the exit.
+        return self._ended.get(key) or self.table.find(key)
 
     def _exec(self, record: memoryview, key: ProcessKey, tid: int, flags: int, when: int) -> ExecEvent:
         uid, euid, auid, session = _EXEC.unpack_from(record, _HEADER.size)
         parts = _parts(record)
-        argv = parts.get(abi.PartKind.ARGV, b"").removesuffix(b"\0")
-        exe = _names(parts.get(abi.PartKind.EXE, b""))
+        argv = parts.get(abi.PartKind.ARGV, b"")
+        exe = _names(parts, abi.PartKind.EXE)
         process = self.table.exec(
             key,
             exe=f"{exe} (deleted)" if flags & abi.Flag.UNLINKED else exe,
-            argv=self._masked(tuple(_text(word) for word in argv.split(b"\0"))) if argv else (),
+            argv=self._masked(tuple(_text(word) for word in argv.removesuffix(b"\0").split(b"\0")))
+            if argv
+            else (),
             uid=uid,
             euid=euid,
             auid=None if auid == _UNSET else auid,
             session=session,
-            cwd=_names(parts.get(abi.PartKind.CWD, b"")),
+            cwd=_names(parts, abi.PartKind.CWD),
         )
         name = _string(parts.get(abi.PartKind.NAME, b""))
         return ExecEvent(
@@ -191,28 +220,21 @@ class BpfNormalizer:
 
     def _call(self, record: memoryview, key: ProcessKey, tid: int, flags: int, when: int) -> SyscallEvent:
         *args, uid, euid, token = _CALL.unpack_from(record, _HEADER.size)
+        if token >= abi.TOKENS:
+            raise ValueError(token)
         parts = _parts(record)
         variant, _, name = syscalls.token_name(token, self.arch).rpartition(":")
-        process = self.table.find(key)
-        if (process.uid, process.euid) != (uid, euid):
+        name = _WIDE.get(name, name) if variant else name
+        process = self._who(key)
+        if (process.uid, process.euid) != (uid, euid) and key not in self._ended:
             process = self.table.change_user(process, uid, euid)
 
         open_flags = _number(args, _FLAGS.get(name))
-        if name == "openat2" and abi.PartKind.WORDS in parts:
-            open_flags = int.from_bytes(parts[abi.PartKind.WORDS], "little")
+        if name == "openat2" and parts.get(abi.PartKind.WORDS):
+            open_flags = int.from_bytes(parts[abi.PartKind.WORDS], sys.byteorder)
         mode = _number(args, _MODE.get(name))
         if name in {"open", "openat"} and not (open_flags or 0) & (_O_CREAT | _O_TMPFILE):
             mode = None  # whatever stood in the register
-        paths = [
-            _string(parts[path])
-            if name in _NOT_PATHS
-            else _absolute(_string(parts[path]), _names(parts.get(base, b"")))
-            for path, base in (
-                (abi.PartKind.PATH1, abi.PartKind.BASE1),
-                (abi.PartKind.PATH2, abi.PartKind.BASE2),
-            )
-            if path in parts
-        ]
         return SyscallEvent(
             time_ns=when,
             process=process,
@@ -220,7 +242,7 @@ class BpfNormalizer:
             origin=Origin.BPF,
             syscall=name,
             abi=variant or "native",
-            paths=tuple(self._masked(tuple(paths))),
+            paths=self._masked(_paths(name, parts)),
             flags=open_flags,
             mode=mode,
             address=socket_address(parts[abi.PartKind.ADDRESS]) if parts.get(abi.PartKind.ADDRESS) else None,
@@ -258,6 +280,21 @@ def socket_address(raw: bytes) -> Address:
     return Address(names.get(family, f"af_{family}"))
 
 
+def _paths(name: str, parts: dict[int, bytes]) -> tuple[str, ...]:
+    """Return the paths a call names, absolute where it is known what they are relative to."""
+    found = []
+    if abi.PartKind.PATH2 in parts:
+        found = [_absolute(_string(parts[abi.PartKind.PATH2]), _names(parts, abi.PartKind.BASE2))]
+    if abi.PartKind.PATH1 in parts:
+        first = _string(parts[abi.PartKind.PATH1])
+        if name in _SYMLINKS and found:  # what a link says is meant from where the link lies
+            first = _absolute(first, dirname(found[0])) if first else first
+        elif name not in _NOT_PATHS:
+            first = _absolute(first, _names(parts, abi.PartKind.BASE1))
+        found.insert(0, first)
+    return tuple(found)
+
+
 def _parts(record: memoryview) -> dict[int, bytes]:
     parts: dict[int, bytes] = {}
     at = abi.PARTS
@@ -271,9 +308,14 @@ def _parts(record: memoryview) -> dict[int, bytes]:
     return parts
 
 
-def _names(raw: bytes) -> str:
-    names = [name for name in reversed(raw.split(b"\0")) if name]
-    return "/" + "/".join(_text(name) for name in names) if raw else ""
+def _names(parts: dict[int, bytes], kind: abi.PartKind) -> str:
+    """Return a directory's or a file's path; one that begins with ``...`` was too deep to be told from the root."""
+    cut = parts.get(kind | abi.PART_CUT)
+    raw = parts.get(kind) if cut is None else cut
+    if raw is None:
+        return ""
+    names = [_text(name) for name in reversed(raw.split(b"\0")) if name]
+    return ("/" if cut is None else ".../") + "/".join(names)
 
 
 def _string(raw: bytes) -> str:
@@ -287,9 +329,13 @@ def _text(raw: bytes) -> str:
 def _absolute(path: str, base: str) -> str:
     if not path:
         return base
-    if not path.startswith("/"):
-        if not base:
-            return path
+    if path.startswith(
+        "/"
+    ):  # its base, if it has one, is the caller's root: there is no way out of it by ".."
+        path = base + normpath(path)
+    elif not base:
+        return path
+    else:
         path = f"{base}/{path}"
     return normpath(path).replace("//", "/", 1)
 

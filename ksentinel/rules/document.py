@@ -82,7 +82,9 @@ def read(path: Path, *, trusted_uids: Collection[int] | None) -> str:
         # Without O_NONBLOCK a FIFO that is called x.yml would be waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise RuleError(f"can't be read: {error.strerror}", Location(path)) from error
+        raise RuleError(
+            f"can't be read: {error.strerror}", Location(path), "name a rule file, or a folder of them"
+        ) from error
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -142,9 +144,11 @@ def parse(text: str, file: str | Path) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = Location(file) if mark is None else Location(file, mark.line + 1, mark.column + 1)
-        raise RuleError(f"not YAML: {error.problem or error.context}", at) from error
+        raise RuleError(f"not YAML: {error.problem or error.context}", at, "see docs/rules.md") from error
     except yaml.reader.ReaderError as error:
-        raise RuleError(f"not YAML: character {error.character!r}, {error.reason}", Location(file)) from error
+        raise RuleError(
+            f"not YAML: character {error.character!r}, {error.reason}", Location(file), "see docs/rules.md"
+        ) from error
     except UnicodeError as error:
         raise RuleError(f"not YAML: {error}", Location(file)) from error
 

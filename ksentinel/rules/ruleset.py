@@ -210,7 +210,9 @@ def _walk(directory: Path, trusted_uids: Collection[int] | None) -> Iterator[Pat
                 empty = False
                 yield Path(folder, name)
     if empty and not errors:
-        errors.append(RuleError("no rules in this directory", Location(directory)))
+        errors.append(
+            RuleError("no rules in this directory", Location(directory), "rules end in .yml or .yaml")
+        )
     yield from errors
 
 

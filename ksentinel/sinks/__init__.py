@@ -10,5 +10,5 @@ class Sink(Protocol):
     """Takes alerts, and their later revisions under the same id."""
 
     def send(self, alert: Alert) -> None:
-        """Hand *alert* on; raises InputError if that is impossible."""
+        """Hand *alert* on; raises InputError, or OSError of its file, if that is impossible."""
         ...

@@ -29,15 +29,18 @@ class Running:
 
 def running(proc: Path = Path("/proc")) -> Iterator[Running]:
     """
-    Yield every process under *proc*, parents before children as far as PIDs tell.
+    Yield every process under *proc*, the oldest first: so parents before children, also where PIDs have wrapped.
 
-    What vanishes while it is looked at is left out; what can't be read (another user's executable) is empty.
+    What vanishes while it is looked at, or is hidden from us (``hidepid``), is left out; what can't be read (another
+    user's executable) is empty.
     """
-    for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()):
+    found = []
+    for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isascii() and entry.name.isdigit()):
         try:
-            yield _look(proc / str(pid), pid)
-        except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
+            found.append(_look(proc / str(pid), pid))
+        except (FileNotFoundError, ProcessLookupError, NotADirectoryError, PermissionError):
             continue
+    yield from sorted(found, key=lambda process: (process.key.start_ns, process.key.pid))
 
 
 def _look(place: Path, pid: int) -> Running:
@@ -75,6 +78,8 @@ def _bytes(path: Path) -> bytes:
 
 def _link(path: Path) -> str:
     try:
-        return str(path.readlink()).removesuffix(" (deleted)")
+        target = str(path.readlink())
     except OSError:
         return ""
+    # A daemon whose file a package upgrade has replaced is what it was; what lies in memory never had a file.
+    return target if target.startswith("/memfd:") else target.removesuffix(" (deleted)")

@@ -29,6 +29,7 @@ CAPTURES: dict[str, tuple[int, ...]] = {
     "openat2": (2, 1, 0, 0, 0, 0, 3),
     "creat": (1,),
     "truncate": (1,),
+    "truncate64": (1,),
     "unlink": (1,),
     "unlinkat": (2, 1),
     "rename": (1, 0, 2),
@@ -43,9 +44,12 @@ CAPTURES: dict[str, tuple[int, ...]] = {
     "fchmodat2": (2, 1),
     "chown": (1,),
     "lchown": (1,),
+    "chown32": (1,),
+    "lchown32": (1,),
     "fchownat": (2, 1),
     "mount": (1, 0, 2),
     "umount2": (1,),
+    "umount": (1,),
     "connect": (0, 0, 0, 0, 2, 3),
     "bind": (0, 0, 0, 0, 2, 3),
     "sendto": (0, 0, 0, 0, 5, 6),
@@ -62,6 +66,12 @@ CAPTURES: dict[str, tuple[int, ...]] = {
     "setregid": (),
     "setresuid": (),
     "setresgid": (),
+    "setuid32": (),
+    "setgid32": (),
+    "setreuid32": (),
+    "setregid32": (),
+    "setresuid32": (),
+    "setresgid32": (),
     "capset": (),
     "prctl": (),
     "unshare": (),
@@ -73,6 +83,7 @@ CAPTURES: dict[str, tuple[int, ...]] = {
 }
 
 _SWEEP_EVERY = 1.0
+_SWEEPS = 10
 _PROGRAMS = ("on_sys_enter", "on_fork", "on_exec", "on_exit")
 
 
@@ -119,7 +130,6 @@ class Collector:
         self.clock = clock
         self._stack = ExitStack()
         self._records = 0
-        self._windows = 0
         self._duration = 0.0
 
     def __enter__(self) -> Self:
@@ -135,6 +145,7 @@ class Collector:
             for program in reversed(_PROGRAMS):
                 self._object.attach(program)
             self._sweeper = self._object.iterator("sweep")
+            run_iterator(self._sweeper)  # its first pass sets the clock that the second compares with
             self._stack = stack.pop_all()
         self._started = self._swept = self.clock()
         return self
@@ -155,14 +166,21 @@ class Collector:
     def finish(self) -> Iterator[list[memoryview]]:
         """Stop collecting, flush every thread, and yield all that is left."""
         self._configure(stopping=True)
-        for program in _PROGRAMS:
-            self._object.detach_program(program)
+        self._object.detach_program("on_sys_enter")
         self._duration = self.clock() - self._started
-        # A thread that the last sweep found busy was inside the collector at that moment: look again.
-        for _ in range(3):
+        # Threads that end meanwhile flush themselves: so the other programs stay until the sweep is through. One that
+        # was inside the collector when it was detached may be busy still: look again.
+        for _ in range(_SWEEPS):
             run_iterator(self._sweeper)
             while records := list(self._take()):
                 yield records
+            now = self.counters()
+            if now["recorded"] == now["tokens_sent"] + now["tokens_dropped"]:
+                break
+        for program in _PROGRAMS:
+            self._object.detach_program(program)
+        while records := list(self._take()):
+            yield records
 
     def counters(self) -> dict[str, int]:
         """Return struct ks_counters summed over programs and CPUs, with ``closed_full`` etc. for its array."""

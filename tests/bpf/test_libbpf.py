@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The binding on libbpf: what it opens it closes, what fails says why."""
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from ksentinel.bpf import abi, libbpf, probe
+from ksentinel.bpf.libbpf import Library, Object, library, program_info, run_iterator
+from ksentinel.errors import HostError
+
+OBJECT = Path(__file__).parents[2] / "lsm_bpf" / "trace.bpf.o"
+PROGRAMS = ("on_sys_enter", "on_fork", "on_exec", "on_exit", "sweep")
+
+
+@pytest.fixture
+def found():
+    """Return libbpf, with nothing said yet."""
+    problem = probe.why_no_libbpf()
+    if problem:
+        pytest.skip(str(problem))
+    library().log.clear()
+    yield library()
+    library().log.clear()
+
+
+@pytest.fixture
+def opened(found):
+    if not OBJECT.is_file():
+        pytest.skip("no compiled BPF object: make bpf")
+    with Object(OBJECT) as one:
+        yield one
+
+
+@pytest.fixture
+def loaded(opened):
+    if code := probe.try_program(probe.RAW_TP):
+        pytest.skip(f"this kernel refuses raw_tp programs: {os.strerror(code)}")
+    opened.resize("ring", 4096)
+    opened.load()
+    return opened
+
+
+def test_no_libbpf(monkeypatch):
+    """Without the library, the error names the package."""
+    monkeypatch.setattr(libbpf, "SONAME", "libbpf.so.none")
+    with pytest.raises(HostError) as error:
+        Library()
+
+    assert "libbpf.so.none" in error.value.what
+    assert error.value.remedy == "apt install libbpf1"
+
+
+@pytest.mark.parametrize(
+    ("code", "what", "remedy"),
+    [
+        (errno.EPERM, "doing: EPERM (Operation not permitted)", "root is needed"),
+        (-errno.EPERM, "doing: EPERM (Operation not permitted)", "root is needed"),
+        (errno.EACCES, "doing: EACCES (Permission denied)", "verifier"),
+        (errno.ENOENT, "doing: ENOENT (No such file or directory)", "doctor"),
+        (errno.EINVAL, "doing: EINVAL (Invalid argument)", "doctor"),
+        (524, "doing: 524 (Unknown error 524)", "doctor"),
+    ],
+)
+def test_failure(found, code, what, remedy):
+    """An error number becomes a sentence and what to do."""
+    error = found.failure("doing", code)
+
+    assert error.what == what
+    assert remedy in error.remedy
+
+
+def test_failure_has_the_last_word_of_libbpf(found):
+    """What libbpf printed last goes into the message, and only into this one."""
+    found.log += ["libbpf: first", "libbpf: -- BEGIN PROG LOAD LOG --", "0: (b7) r0 = 0", "libbpf: last"]
+    ctypes.set_errno(errno.EINVAL)
+
+    assert found.failure("doing").what == "doing: EINVAL (Invalid argument); last"
+    assert found.failure("doing").what == "doing: EINVAL (Invalid argument)"
+
+
+def test_libbpf_prints_nothing(found, capfd, tmp_path):
+    """What libbpf would print to the terminal is kept instead."""
+    (tmp_path / "no.bpf.o").write_bytes(b"no ELF")
+    with pytest.raises(HostError) as error, Object(tmp_path / "no.bpf.o"):
+        pass
+
+    assert capfd.readouterr() == ("", "")
+    assert "no.bpf.o" in error.value.what
+    assert "ELF" in error.value.what
+
+
+def test_not_compiled(tmp_path):
+    """Without the object, the error says where it is missed and how to get it."""
+    with pytest.raises(HostError) as error, Object(tmp_path / "none.bpf.o"):
+        pass
+
+    assert (error.value.at, error.value.remedy) == (tmp_path / "none.bpf.o", "make bpf")
+
+
+@pytest.mark.parametrize("kind", ["map", "program"])
+def test_no_such_name(opened, kind):
+    """A name that the object lacks is an error that says so: the object is of another version."""
+    with pytest.raises(HostError, match=f"no {kind} nothing"):
+        opened._find(kind, "nothing")
+
+
+@pytest.mark.parametrize(("asked", "given"), [(8192, 8192), (5000, 8192)])
+def test_resize(opened, asked, given):
+    """A map's size can be set before loading; libbpf rounds a ring buffer's up, and that is the size we read with."""
+    opened.resize("ring", asked)
+
+    assert opened.map("ring").max_entries == given
+
+
+@pytest.mark.bpf
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_verifier_has_room(loaded, name):
+    """
+    Programs stay far below the verifier's limit of a million instructions: kernels count differently.
+
+    That `program_info` reads the right fields, the program's name tells.
+    """
+    info = program_info(loaded_fd(loaded, name))
+
+    assert bytes(info.before[64:80]).rstrip(b"\0").decode() == name
+    assert 0 < info.verified_insns < 50_000
+    assert loaded.missed(name) == 0
+
+
+def loaded_fd(loaded, name):
+    return library().lib.bpf_program__fd(loaded._find("program", name))
+
+
+@pytest.mark.bpf
+def test_maps(loaded):
+    """Values go in and come back, one for each CPU."""
+    loaded.map("config").update(0, abi.Config(own_tgid=7))
+
+    values = loaded.map("counters").lookup_percpu(4, abi.Counters)
+    assert len(values) == library().lib.libbpf_num_possible_cpus()
+    assert {value.seen for value in values} == {0}
+    assert loaded.map("config") is loaded.map("config")
+
+
+@pytest.mark.bpf
+def test_map_errors(loaded):
+    """A key that doesn't exist is an error."""
+    with pytest.raises(HostError, match="writing a BPF map: E2BIG"):
+        loaded.map("config").update(1, abi.Config())
+    with pytest.raises(HostError, match="reading a BPF map: ENOENT"):
+        loaded.map("counters").lookup_percpu(5, abi.Counters)
+
+
+@pytest.mark.bpf
+def test_detach(loaded):
+    """What isn't attached can be detached; what is, only once."""
+    loaded.attach("on_exit")
+    loaded.detach_program("on_exit")
+    loaded.detach_program("on_exit")
+    loaded.detach()
+
+    assert loaded._links == {}
+
+
+@pytest.mark.bpf
+def test_iterator(loaded):
+    """An iterator runs as often as asked for."""
+    link = loaded.iterator("sweep")
+    run_iterator(link)
+    run_iterator(link)
+
+    assert list(loaded._links) == ["sweep"]
+
+
+def test_iterator_of_nothing(found):
+    """A descriptor that is no link is an error."""
+    with pytest.raises(HostError, match="running an iterator"):
+        run_iterator(-1)
+
+
+@pytest.mark.bpf
+def test_info_of_nothing(found):
+    """A descriptor that is no program is an error."""
+    with pytest.raises(HostError, match="EBADF"):
+        program_info(-1)
+
+
+@pytest.mark.bpf
+def test_everything_is_closed(found):
+    """Leaving the block closes every descriptor, whatever was open."""
+    if probe.try_program(probe.RAW_TP) or not OBJECT.is_file():
+        pytest.skip("no BPF here")
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with Object(OBJECT) as one:
+        one.resize("ring", 4096)
+        one.load()
+        one.attach("on_exit")
+        one.iterator("sweep")
+        with pytest.raises(HostError):
+            one.attach("nothing")
+
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

@@ -1,0 +1,543 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BPF records become events and windows: records made by hand, of every kind, whole and broken."""
+
+import os
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ksentinel import syscalls
+from ksentinel.bpf import abi
+from ksentinel.event import (
+    Address,
+    ExecEvent,
+    ExitEvent,
+    ForkEvent,
+    Origin,
+    Process,
+    ProcessKey,
+    SyscallEvent,
+)
+from ksentinel.normalize.bpf import BpfNormalizer, socket_address
+from ksentinel.normalize.processes import ProcessTable
+from ksentinel.normalize.redact import Redactor
+from ksentinel.sources.procfs import Running
+from ksentinel.sources.ringbuf import CAPTURES
+from ksentinel.window import Cause, Window
+
+EPOCH = 1_700_000_000_000_000_000
+START, KEY = 5_123_456_789, ProcessKey(10, 5_120_000_000)
+Part = abi.PartKind
+
+
+@pytest.fixture
+def normalizer():
+    return BpfNormalizer(ProcessTable(), EPOCH, "x86_64", None)
+
+
+def record(kind, body=b"", *, flags=0, pid=10, tid=None, start=START, time=7, size=None):
+    """Return a record as the collector lays it out."""
+    whole = struct.calcsize("=HHIQQII") + len(body)
+    head = struct.pack("=HHIQQII", kind, flags, whole if size is None else size, time, start, pid, tid or pid)
+    return memoryview(head + body)
+
+
+def window(tokens=(1, 2, 3), *, sequence=0, cause=Cause.FULL, count=None, **options):
+    body = struct.pack("=QQIHH", 100, 200, sequence, len(tokens) if count is None else count, cause)
+    return record(abi.Kind.WINDOW, body + struct.pack("=64H", *tokens, *[9] * (64 - len(tokens))), **options)
+
+
+def fork(parent=9, parent_start=START, *, session=4, uid=5, euid=6, **options):
+    return record(abi.Kind.FORK, struct.pack("=QIIII", parent_start, parent, session, uid, euid), **options)
+
+
+def parts(**named):
+    """Return the parts of a record; directories as paths, everything else as bytes."""
+    out = b""
+    for name, value in named.items():
+        kind, cut = Part[name.removesuffix("_CUT")], name.endswith("_CUT")
+        if isinstance(value, str):
+            value = b"".join(n.encode() + b"\0" for n in reversed(value.split("/")) if n)  # noqa: PLW2901
+        out += struct.pack("=HH", kind | (abi.PART_CUT if cut else 0), len(value)) + value
+    return out
+
+
+def exec_(*, uid=1, euid=2, auid=3, session=4, options=None, **named):
+    body = struct.pack("=IIII", uid, euid, auid, session).ljust(abi.PARTS - 32, b"\xee")
+    return record(abi.Kind.EXEC, body + parts(**named), **(options or {}))
+
+
+def call(name, *args, uid=0, euid=0, variant=syscalls.Abi.NATIVE, options=None, **named):
+    arch = "i386" if variant is syscalls.Abi.COMPAT else "x86_64"
+    number = name if isinstance(name, int) else syscalls.numbers(arch)[name]
+    values = [a & 0xFFFFFFFFFFFFFFFF for a in (*args, *[0xAAAA_BBBB_CCCC_DDDD] * (6 - len(args)))]
+    body = struct.pack("=6QIIHHI", *values, uid, euid, syscalls.token(number, variant), 0, 0)
+    return record(abi.Kind.CALL, body + parts(**named), **(options or {}))
+
+
+def test_window(normalizer):
+    """A window has its thread, its times since the epoch, its tokens and no others."""
+    found = normalizer.item(window((1, 2, 3), tid=11, cause=Cause.IDLE))
+
+    assert found == Window(
+        process=Process(KEY),
+        tid=11,
+        first_ns=EPOCH + 100,
+        last_ns=EPOCH + 200,
+        tokens=(1, 2, 3),
+        cause=Cause.IDLE,
+        origin=Origin.BPF,
+        lossy=False,
+    )
+
+
+def test_lossy_window(normalizer):
+    """Something was lost before: the window says so."""
+    assert normalizer.item(window(flags=abi.Flag.LOSSY)).lossy
+
+
+@pytest.mark.parametrize(
+    ("sequences", "gaps"),
+    [
+        ([0, 1, 2], 0),
+        ([0, 2, 3], 1),
+        ([1, 2], 1),
+        ([0, 1, 0, 1], 0),
+        ([0, 5, 5], 2),
+    ],
+)
+def test_sequence(normalizer, sequences, gaps):
+    """Numbers that are missing are counted, from a thread's first; one that begins again at 0 is a new thread."""
+    for sequence in sequences:
+        normalizer.item(window(sequence=sequence))
+
+    assert normalizer.sequence_gaps == gaps
+
+
+@pytest.mark.parametrize("born_again", [window(cause=Cause.EXIT, sequence=3), fork()])
+def test_sequence_begins_again(normalizer, born_again):
+    """After a thread's end, or a process' birth, its number is forgotten: the next is expected to be 0."""
+    for one in (window(sequence=0), window(sequence=1), window(sequence=2)):
+        normalizer.item(one)
+    normalizer.item(born_again)
+    normalizer.item(window(sequence=1))
+
+    assert normalizer.sequence_gaps == 1
+
+
+def test_threads_have_their_own_sequences(normalizer):
+    """Windows of two threads interleave."""
+    for sequence in range(3):
+        for tid in (10, 11):
+            normalizer.item(window(sequence=sequence, tid=tid))
+
+    assert normalizer.sequence_gaps == 0
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        window(count=0),
+        window(count=65),
+        window(count=65535),
+        window(cause=5),
+        window(tokens=(abi.TOKENS,)),
+        window()[:-2],
+        record(abi.Kind.WINDOW),
+        record(abi.Kind.FORK),
+        record(abi.Kind.EXEC),
+        record(abi.Kind.CALL),
+        record(0),
+        record(6),
+        record(abi.Kind.EXIT, size=31),
+        record(abi.Kind.EXIT, size=33),
+        memoryview(b""),
+        memoryview(b"\1\0"),
+        exec_(NAME=b"x")[:-1],
+        record(abi.Kind.CALL, bytes(abi.PARTS - 32) + struct.pack("=HH", 1, 5) + b"four"),
+        record(abi.Kind.CALL, struct.pack("=6QIIHHI", *[0] * 8, abi.TOKENS, 0, 0)),
+    ],
+)
+def test_malformed(normalizer, broken):
+    """What can't be understood is counted, and changes nothing."""
+    assert normalizer.item(broken) is None
+    assert (normalizer.malformed, len(normalizer.table)) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", [*abi.Kind, 0])
+@given(data=st.data())
+def test_any_bytes(kind, data):
+    """Nothing that stands in a record crashes; it is an item, or malformed."""
+    normalizer = BpfNormalizer(ProcessTable(), EPOCH, "x86_64", Redactor())
+    shape = {abi.Kind.WINDOW: 152, abi.Kind.FORK: 24, abi.Kind.EXEC: 64, abi.Kind.CALL: 64}.get(kind, 0)
+    chunks = st.tuples(st.sampled_from([*Part, 99, 3 | abi.PART_CUT]), st.binary(max_size=20))
+    body = data.draw(st.binary(min_size=shape, max_size=shape))
+    tail = b"".join(
+        struct.pack("=HH", k, len(v)) + v for k, v in data.draw(st.lists(chunks, max_size=5))
+    ) + data.draw(st.binary(max_size=5))
+    found = normalizer.item(record(kind, body + tail))
+
+    assert (found is None) == (normalizer.malformed == 1)
+
+
+@given(st.binary(max_size=300))
+def test_any_noise(raw):
+    """Nor do bytes that are no record at all."""
+    normalizer = BpfNormalizer(ProcessTable(), EPOCH, "x86_64", None)
+
+    assert (normalizer.item(memoryview(raw)) is None) == (normalizer.malformed == 1)
+
+
+def test_fork(normalizer):
+    """A child has its parent's program, and what the record says of it."""
+    parent = normalizer.table.add(Process(ProcessKey(9, KEY.start_ns), exe="/bin/sh", argv=("sh",)))
+    event = normalizer.item(fork())
+
+    assert event == ForkEvent(
+        time_ns=EPOCH + 7,
+        process=Process(KEY, exe="/bin/sh", argv=("sh",), uid=5, euid=6, session=4),
+        tid=10,
+        origin=Origin.BPF,
+    )
+    assert event.process.parent == parent
+
+
+def test_fork_of_a_process_that_proc_told_of(normalizer):
+    """Who was born after the collector's start is told from its birth, though /proc knew it as it was later."""
+    known = [running(9, exe="/bin/sh"), running(10, parent=1, exe="/bin/cat")]
+    normalizer.known(known)
+    child = normalizer.item(fork()).process
+    after = normalizer.item(exec_(EXE="/bin/cat", CWD="/")).process
+
+    assert (child.exe, child.parent.key.pid) == ("/bin/sh", 9)
+    assert (after.exe, after.was, after.parent.key.pid) == ("/bin/cat", "/bin/sh", 9)
+
+
+def test_fork_of_a_used_pid(normalizer):
+    """A PID that is used again is another process."""
+    normalizer.table.add(Process(ProcessKey(10, 0), exe="/bin/old"))
+    normalizer.item(fork())
+
+    assert (normalizer.table.get(10).key, normalizer.table.get(10).exe) == (KEY, "")
+
+
+def running(pid, *, parent=0, exe="/bin/x", argv=("x",)):
+    return Running(ProcessKey(pid, KEY.start_ns), parent, exe, argv, 0, 0, None, 1, "/", "x")
+
+
+def test_known(normalizer):
+    """What runs already is entered with its parents."""
+    normalizer.known([running(1, exe="/sbin/init"), running(9, parent=1), running(10, parent=9)])
+
+    assert [a.key.pid for a in normalizer.table.get(10).ancestors()] == [9, 1]
+    assert normalizer.table.get(10).depth == 2
+
+
+def test_known_is_masked():
+    """Secrets in arguments of what runs already are masked too."""
+    normalizer = BpfNormalizer(ProcessTable(), EPOCH, "x86_64", Redactor())
+    normalizer.known([running(10, argv=("mysql", "-phunter2"))])
+
+    assert normalizer.table.get(10).argv == ("mysql", "-p***")
+
+
+def test_exec(normalizer):
+    """A process becomes another program; scripts keep the name they were asked for by."""
+    normalizer.table.add(Process(KEY, exe="/bin/sh"))
+    event = normalizer.item(
+        exec_(EXE="/usr/bin/python3.11", CWD="/srv/app", NAME=b"./run.py\0", ARGV=b"python3\0./run.py\0")
+    )
+
+    assert event == ExecEvent(
+        time_ns=EPOCH + 7,
+        process=Process(
+            KEY,
+            exe="/usr/bin/python3.11",
+            argv=("python3", "./run.py"),
+            was="/bin/sh",
+            uid=1,
+            euid=2,
+            auid=3,
+            session=4,
+            cwd="/srv/app",
+            comm="python3.11",
+        ),
+        tid=10,
+        origin=Origin.BPF,
+        path="/srv/app/run.py",
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (b"", ()),
+        (b"\0", ("",)),
+        (b"a\0", ("a",)),
+        (b"a\0\0", ("a", "")),
+        (b"a\0\0b\0", ("a", "", "b")),
+        (b"a\0cut", ("a", "cut")),
+        (b"\xff\xfe\0", ("\udcff\udcfe",)),
+        ("é\n\t\0".encode(), ("é\n\t",)),
+    ],
+)
+def test_argv(normalizer, argv, words):
+    """Arguments keep empty words and any bytes."""
+    assert normalizer.item(exec_(EXE="/bin/x", ARGV=argv)).process.argv == words
+
+
+def test_exec_flags(normalizer):
+    """A program without a name left says so, and so does what was cut; nobody logged in is nobody."""
+    flags = abi.Flag.UNLINKED | abi.Flag.TRUNCATED
+    event = normalizer.item(exec_(EXE="/memfd:x", auid=0xFFFFFFFF, options={"flags": flags}))
+
+    assert (event.process.exe, event.process.auid, event.truncated) == ("/memfd:x (deleted)", None, True)
+
+
+def test_exec_too_deep(normalizer):
+    """A program whose directory was too deep can't pass for one below the root."""
+    event = normalizer.item(exec_(EXE_CUT="usr/sbin/sshd", NAME=b"/usr/sbin/sshd\0"))
+
+    assert event.process.exe == ".../usr/sbin/sshd"
+
+
+def test_exec_masks():
+    """Secrets in arguments are masked."""
+    normalizer = BpfNormalizer(ProcessTable(), EPOCH, "x86_64", Redactor())
+
+    assert normalizer.item(exec_(EXE="/bin/mysql", ARGV=b"mysql\0-phunter2\0")).process.argv == (
+        "mysql",
+        "-p***",
+    )
+
+
+def test_exit(normalizer):
+    """An exit has the process as it was, and takes it from the table."""
+    process = normalizer.table.add(Process(KEY, exe="/bin/x"))
+
+    assert normalizer.item(record(abi.Kind.EXIT)) == ExitEvent(
+        time_ns=EPOCH + 7, process=process, tid=10, origin=Origin.BPF
+    )
+    assert len(normalizer.table) == 0
+
+
+def test_exit_of_a_stranger(normalizer):
+    """The end of a process nothing is known of is told all the same."""
+    assert normalizer.item(record(abi.Kind.EXIT)).process == Process(KEY)
+    assert len(normalizer.table) == 0
+
+
+def test_late_records(normalizer):
+    """What another CPU tells after the exit still belongs to that process, and doesn't bring it back."""
+    normalizer.table.add(Process(KEY, exe="/bin/x", uid=0, euid=0))
+    normalizer.item(record(abi.Kind.EXIT))
+    late = [normalizer.item(window(tid=11)), normalizer.item(call("unlink", PATH1=b"/x\0", uid=5))]
+
+    assert [item.process.exe for item in late] == ["/bin/x", "/bin/x"]
+    assert len(normalizer.table) == 0
+
+
+def test_late_records_are_bounded(normalizer):
+    """Processes that have ended are not remembered for ever."""
+    for pid in range(5000):
+        normalizer.item(record(abi.Kind.EXIT, pid=pid))
+
+    assert len(normalizer._ended) == 4096
+
+
+def test_user_changes(normalizer):
+    """A call shows as whom the process runs now."""
+    normalizer.table.add(Process(KEY, exe="/bin/x", uid=0, euid=0))
+    normalizer.item(call("ptrace", 16, 99, uid=7, euid=8))
+
+    assert (normalizer.table.get(10).uid, normalizer.table.get(10).euid) == (7, 8)
+
+
+FAR = os.O_CREAT | os.O_WRONLY
+
+
+@pytest.mark.parametrize(
+    ("made", "event"),
+    [
+        (call("openat", -100, 0, FAR, 0o644, PATH1=b"/a/b\0"), {"paths": ("/a/b",), "flags": FAR, "mode": 0o644}),
+        (call("openat", -100, 0, 0, PATH1=b"a\0", BASE1="/srv"), {"paths": ("/srv/a",), "flags": 0}),
+        (call("openat", -100, 0, 0, PATH1=b"../a\0", BASE1="/srv"), {"paths": ("/a",), "flags": 0}),
+        (call("openat", -100, 0, 0, PATH1=b"a//b/./c\0", BASE1="/"), {"paths": ("/a/b/c",), "flags": 0}),
+        (call("openat", -1, 0, 0, PATH1=b"a\0"), {"paths": ("a",), "flags": 0}),
+        (call("openat", 3, 0, 0, PATH1=b"a\0", BASE1_CUT="x/y"), {"paths": (".../x/y/a",), "flags": 0}),
+        (call("openat", 3, 0, 0, PATH1=b"//a\0"), {"paths": ("/a",), "flags": 0}),
+        (call("openat", 3, 0, 0, PATH1=b"/../../a\0", BASE1="/jail"), {"paths": ("/jail/a",), "flags": 0}),
+        (call("openat", 3, 0, 0, PATH1=b"/a\0", BASE1_CUT="x"), {"paths": (".../x/a",), "flags": 0}),
+        (call("openat", 3, 0, 0, PATH1=b"\xff\0"), {"paths": ("\udcff",), "flags": 0}),
+        (call("open", 0, os.O_RDONLY, 0o7777, PATH1=b"/a\0"), {"paths": ("/a",), "flags": 0}),
+        (call("open", 0, 0o20200000, 0o600, PATH1=b"/a\0"), {"paths": ("/a",), "flags": 0o20200000, "mode": 0o600}),
+        (call("creat", 0, 0o600, PATH1=b"/a\0"), {"paths": ("/a",), "mode": 0o600}),
+        (call("openat2", 3, 0, 0, 24, PATH1=b"/a\0", WORDS=FAR.to_bytes(8, "little")), {"paths": ("/a",), "flags": FAR}),
+        (call("openat2", 3, 0, 0, 24, PATH1=b"/a\0", WORDS=b""), {"paths": ("/a",)}),
+        (call("fchownat", 3, 0, -1, 5, 0x1000, PATH1=b"\0", BASE1="/srv/x"), {"paths": ("/srv/x",), "flags": 0x1000, "values": (("uid", -1), ("gid", 5))}),
+        (call("rename", PATH1=b"/a\0", PATH2=b"b\0", BASE2="/srv"), {"paths": ("/a", "/srv/b")}),
+        (call("renameat2", 3, 0, 4, 0, 1, PATH1=b"a\0", BASE1="/x", PATH2=b"b\0", BASE2="/y"), {"paths": ("/x/a", "/y/b"), "flags": 1}),
+        (call("symlink", PATH1=b"../t\0", BASE1="/cwd", PATH2=b"l\0", BASE2="/srv/d"), {"paths": ("/srv/t", "/srv/d/l")}),
+        (call("symlinkat", PATH1=b"/t\0", PATH2=b"/l\0"), {"paths": ("/t", "/l")}),
+        (call("symlink", PATH1=b"", PATH2=b"/l\0", options={"flags": 2}), {"paths": ("", "/l"), "unreadable": True}),
+        (call("memfd_create", 0, 1, PATH1=b"name\0", BASE1="/cwd"), {"paths": ("name",), "flags": 1}),
+        (call("delete_module", 0, 0x800, PATH1=b"mod\0", BASE1="/cwd"), {"paths": ("mod",), "flags": 0x800}),
+        (call("mount", 0, 0, 0, 4096, PATH1=b"tmpfs\0", BASE1="/cwd", PATH2=b"m\0", BASE2="/cwd"), {"paths": ("tmpfs", "/cwd/m"), "flags": 4096}),
+        (call("fchmodat2", 3, 0, 0o4755, 0x100, PATH1=b"/a\0"), {"paths": ("/a",), "mode": 0o4755, "flags": 0x100}),
+        (call("chmod", 0, 0o100004755, PATH1=b"/a\0"), {"paths": ("/a",), "mode": 0o100004755}),
+        (call("fchmod", 3, 0o600), {"mode": 0o600, "values": (("fd", 3),)}),
+        (call("kill", -1, 9), {"target": -1, "values": (("signal", 9),)}),
+        (call("kill", 0xFFFFFFFF, 9), {"target": -1, "values": (("signal", 9),)}),
+        (call("ptrace", 0x4206, 1234), {"target": 1234, "values": (("request", 0x4206),)}),
+        (call("process_vm_writev", 77), {"target": 77}),
+        (call("setresuid", -1, 0, -1), {"values": (("uid", -1), ("euid", 0), ("suid", -1))}),
+        (call("prctl", 38, 1), {"values": (("option", 38), ("arg2", 1))}),
+        (call("bpf", 5), {"values": (("command", 5),)}),
+        (call("setns", 3, 0x20000), {"flags": 0x20000}),
+        (call("capset"), {}),
+        (call("connect", 3, 0, 16, ADDRESS=bytes.fromhex("0200005008080808")), {"address": Address("inet", "8.8.8.8", 80), "values": (("fd", 3),)}),
+        (call("connect", 3, 0, 16, ADDRESS=b"", options={"flags": 2}), {"values": (("fd", 3),), "unreadable": True}),
+        (call("truncate", PATH1=b"", options={"flags": 2 | 16}), {"paths": ("",), "unreadable": True}),
+        (call("truncate", PATH1=b"/a\0", options={"flags": 1}), {"paths": ("/a",), "truncated": True}),
+        (call("truncate", PATH1=b"/a\0", options={"flags": 16}), {"paths": ("/a",)}),
+    ],
+)  # fmt: skip
+def test_call(normalizer, made, event):
+    """A call's arguments become what they mean; what stands in other registers is left out."""
+    found = normalizer.item(made)
+    name = found.syscall
+
+    assert found == SyscallEvent(
+        time_ns=EPOCH + 7,
+        process=Process(KEY, uid=0, euid=0),
+        tid=10,
+        origin=Origin.BPF,
+        syscall=name,
+        **event,
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "abi_name"),
+    [
+        (call("open", PATH1=b"/a\0", variant=syscalls.Abi.COMPAT), "open", "i386"),
+        (call("setuid32", 0, variant=syscalls.Abi.COMPAT), "setuid", "i386"),
+        (call("setresgid32", 0, variant=syscalls.Abi.COMPAT), "setresgid", "i386"),
+        (call("chown32", 0, 1, 2, PATH1=b"/a\0", variant=syscalls.Abi.COMPAT), "chown", "i386"),
+        (call("truncate64", PATH1=b"/a\0", variant=syscalls.Abi.COMPAT), "truncate", "i386"),
+        (call("openat", -100, 0, 0, PATH1=b"/a\0", variant=syscalls.Abi.X32), "openat", "x32"),
+        (call("openat", -100, 0, 0, PATH1=b"/a\0"), "openat", "native"),
+        (call(1000), "syscall_1000", "native"),
+        (call(9999), "invalid", "native"),
+    ],
+)
+def test_abi(normalizer, made, name, abi_name):
+    """A call has the name it has in its own ABI; the wide and the narrow ones of i386 are one."""
+    found = normalizer.item(made)
+
+    assert (found.syscall, found.abi) == (name, abi_name)
+
+
+def test_wide_ids(normalizer):
+    """The user id of a 32-bit call is found too."""
+    made = call("setuid32", 0, variant=syscalls.Abi.COMPAT)
+
+    assert normalizer.item(made).values == (("uid", 0),)
+
+
+def test_paths_are_masked():
+    """A name of a file may hold a secret as well as an argument may."""
+    normalizer = BpfNormalizer(ProcessTable(), EPOCH, "x86_64", Redactor())
+    (path,) = normalizer.item(call("openat", 3, 0, 0, PATH1=b"/srv/password=hunter2\0")).paths
+
+    assert "hunter2" not in path
+
+
+@pytest.mark.parametrize("name", CAPTURES)
+@pytest.mark.parametrize(
+    ("arch", "variant"), [("x86_64", syscalls.Abi.NATIVE), ("i386", syscalls.Abi.COMPAT)]
+)
+def test_every_captured_call(normalizer, name, arch, variant):
+    """Whatever is captured becomes an event, without a register that holds nonsense doing harm."""
+    if name not in syscalls.numbers(arch):
+        assert name in syscalls.numbers("i386") or name in syscalls.numbers("x86_64")
+        return
+    found = normalizer.item(
+        call(name, *[0xFFFF_FFFF_FFFF_FFFF] * 6, variant=variant, PATH1=b"a\0", BASE1="/b", PATH2=b"c\0")
+    )
+
+    assert (found.paths[0] in {"/b/a", "a"}, normalizer.malformed) == (True, 0)
+
+
+INET6 = bytes.fromhex("0a00 01bb 00000000 20010db8000000000000000000000001 00000000")
+MAPPED = bytes.fromhex("0a00 01bb 00000000 00000000000000000000ffff7f000001 00000000")
+
+
+@pytest.mark.parametrize(
+    ("raw", "address", "text"),
+    [
+        (b"", Address("unspec"), "unspec"),
+        (b"\2", Address("af_2"), "af_2"),
+        (b"\0\0", Address("unspec"), "unspec"),
+        (bytes.fromhex("02000050 08080808 0000000000000000"), Address("inet", "8.8.8.8", 80), "8.8.8.8:80"),
+        (bytes.fromhex("02000050 080808"), Address("af_2"), "af_2"),
+        (INET6, Address("inet6", "2001:db8::1", 443), "[2001:db8::1]:443"),
+        (INET6[:24], Address("inet6", "2001:db8::1", 443), "[2001:db8::1]:443"),
+        (INET6[:23], Address("af_10"), "af_10"),
+        (MAPPED, Address("inet6", "127.0.0.1", 443), "[127.0.0.1]:443"),
+        (b"\1\0/run/x.sock\0rest", Address("unix", path="/run/x.sock"), "/run/x.sock"),
+        (b"\1\0/run/x.sock", Address("unix", path="/run/x.sock"), "/run/x.sock"),
+        (b"\1\0\0abstract\0\0", Address("unix", path="@abstract"), "@abstract"),
+        (b"\1\0", Address("unix"), "unix"),
+        (b"\1\0\xff", Address("unix", path="\udcff"), "\udcff"),
+        (b"\x10\0" + bytes(10), Address("netlink"), "netlink"),
+        (b"\x11\0" + bytes(18), Address("packet"), "packet"),
+        (b"\x26\0hash", Address("alg"), "alg"),
+        (b"\x28\0" + bytes(14), Address("vsock"), "vsock"),
+        (b"\x63\0", Address("af_99"), "af_99"),
+    ],
+)
+def test_socket_address(raw, address, text):
+    """Addresses of every family, whole and cut short."""
+    assert socket_address(raw) == address
+    assert str(address) == text
+
+
+@given(st.binary(max_size=130))
+def test_any_socket_address(raw):
+    """No bytes crash; what can be reached has a reach."""
+    assert socket_address(raw).reach in {"local", "loopback", "private", "public"}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["fork", "exec", "exit", "call", "window"]), st.integers(1, 4), st.integers(0, 2)
+        ),
+        max_size=30,
+    )
+)
+def test_any_order(steps):
+    """Records out of order and PIDs used again: never a crash, never the name of another process."""
+    normalizer = BpfNormalizer(ProcessTable(), EPOCH, "x86_64", None)
+    programs: dict[ProcessKey, set[str]] = {}
+    for what, pid, start in steps:
+        where = {"pid": pid, "start": start * 20_000_000}
+        key, exe = ProcessKey(pid, start * 20_000_000), f"/bin/{pid}.{start}"
+        match what:
+            case "fork":
+                found = normalizer.item(fork(parent=5, parent_start=0, **where))
+            case "exec":
+                found = normalizer.item(exec_(EXE=exe, options=where))
+            case "exit":
+                found = normalizer.item(record(abi.Kind.EXIT, **where))
+            case "call":
+                found = normalizer.item(call("capset", options=where))
+            case _:
+                found = normalizer.item(window(**where))
+        programs.setdefault(key, {"", exe})
+        assert found.process.key == key
+        assert found.process.exe in programs[key]
+    assert normalizer.malformed == 0

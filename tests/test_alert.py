@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alerts: what they say of themselves, and their JSON form."""
+
+from datetime import UTC, datetime
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up import CAT, SHELL, START, anomaly, match
+
+from ksentinel.alert import Alert, Evidence, when, worst
+from ksentinel.codec import event_from_plain, process_from_plain
+from ksentinel.level import Level
+from ksentinel.verdict import judge
+
+
+def alert(matches=(), anomalies=(), **fields):
+    """Return an alert with that evidence."""
+    evidence = [Evidence(1, m.event.time_ns, m.event.time_ns, match=m) for m in matches]
+    evidence += [Evidence(2, a.window.first_ns, a.window.last_ns, anomaly=a) for a in anomalies]
+    fields = {
+        "id": "0011",
+        "revision": 1,
+        "opened_ns": START,
+        "updated_ns": START + 1,
+        "process": SHELL,
+    } | fields
+    return Alert(verdict=judge(matches, anomalies), evidence=tuple(evidence), **fields)
+
+
+def test_title():
+    """The worst rule's title, or else the program's name."""
+    mild, bad = match(level=Level.LOW, rule="mild"), match(level=Level.HIGH, rule="bad")
+
+    assert alert([mild, bad]).title == "Bad"
+    assert alert(anomalies=[anomaly()]).title == "Unusual system calls of /bin/sh"
+
+
+def test_parts():
+    """Matches and anomalies are found in the evidence."""
+    m, a = match(), anomaly()
+    both = alert([m], [a])
+
+    assert ((m,), (a,), Level.HIGH) == (both.matches, both.anomalies, both.level)
+
+
+def test_worst():
+    """The highest level, or none."""
+    assert Level.NONE is worst([])
+    assert Level.HIGH is worst([alert([match(level=Level.LOW)]), alert([match(level=Level.HIGH)])])
+
+
+def test_plain():
+    """The JSON form has everything, in words."""
+    m = match(
+        CAT, tags=("attack.execution", "attack.t1059.004"), file="rules/x.yml", false_positives=("none",)
+    )
+    plain = orjson.loads(orjson.dumps(alert([m], [anomaly()], repeats=3).to_plain()))
+
+    assert {
+        name: plain[name]
+        for name in (
+            "format", "id", "revision", "level", "action", "agreed", "title", "opened", "opened_ns", "updated_ns",
+            "repeats", "techniques",
+        )
+    } == {
+        "format": 1,
+        "id": "0011",
+        "revision": 1,
+        "level": "high",
+        "action": "block",
+        "agreed": True,
+        "title": "Web shell",
+        "opened": "2023-11-14T22:13:20.000000+00:00",
+        "opened_ns": START,
+        "updated_ns": START + 1,
+        "repeats": 3,
+        "techniques": ["T1059.004"],
+    }  # fmt: skip
+    assert process_from_plain(plain["process"]) == SHELL
+    first, second = plain["evidence"]
+    assert m.event == event_from_plain(first["match"]["event"])
+    assert tuple(first["match"]["rule"][k] for k in ("id", "level", "file")) == (
+        "web shell",
+        "medium",
+        "rules/x.yml",
+    )
+    assert first["match"]["clauses"][0] == {
+        "selection": "selection",
+        "field": "Image",
+        "test": "endswith '/bin/cat'",
+        "value": "/bin/cat",
+        "span": [0, 8],
+        "negated": False,
+    }
+    assert (
+        second["count"],
+        second["anomaly"]["window"]["syscalls"],
+        second["anomaly"]["decided_by"],
+    ) == (2, ["execve", "ptrace", "mount"], "ngram")
+
+
+@given(st.integers(-(1 << 70), 1 << 70))
+def test_any_time(time_ns):
+    """Whatever time a log claims can be told, and in order."""
+    told = when(time_ns)
+
+    assert datetime.fromisoformat(told).tzinfo is UTC
+    assert told <= when(time_ns + 1000)
+
+
+@pytest.mark.parametrize(
+    ("time_ns", "told"),
+    [
+        (0, "1970-01-01T00:00:00.000000+00:00"),
+        (-1, "1969-12-31T23:59:59.999999+00:00"),
+        (1_700_000_000_123_456_999, "2023-11-14T22:13:20.123456+00:00"),
+        (999_999_999_999 * 10**9, "9999-12-31T23:59:59.999999+00:00"),
+    ],
+)
+def test_when(time_ns, told):
+    """To the microsecond, rounded down; the calendar's end is the end."""
+    assert told == when(time_ns)

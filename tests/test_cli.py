@@ -1,0 +1,1075 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a user, an operator and an attacker would try it."""
+
+import contextlib
+import ctypes
+import fcntl
+import gzip
+import io
+import json
+import os
+import platform
+import pty
+import re
+import shutil
+import signal
+import sqlite3
+import stat
+import struct
+import subprocess
+import sys
+import termios
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from small_host import ATTACK, NGINX, SECOND, make_window, make_windows
+
+import ksentinel
+from ksentinel import pipeline, support, training
+from ksentinel.bpf import probe
+from ksentinel.cli import default_store, main, parse_duration
+from ksentinel.errors import UsageError
+from ksentinel.event import ExecEvent, Origin, Process, ProcessKey, SyscallEvent
+from ksentinel.recording import Reader, Writer
+from ksentinel.store import Store
+
+HERE = Path(__file__).parent
+BAD = HERE / "data" / "bad"
+WEBSHELL = HERE / "data" / "audit" / "webshell.log"
+KSENTINEL = [sys.executable, "-c", "from ksentinel.cli import main; main()"]
+FACTS = {"arch": "x86_64", "host": "small", "kernel": "6.12"}
+COUNTERS = {"seen": 100, "recorded": 90, "own": 10, "excluded": 0, "no_storage": 0, "contended": 0}
+
+# What an attacker may put into arguments, paths and titles, and what must not reach the terminal as it is.
+HOSTILE = (
+    "\x1b[2J", "\x1b]0;owned\x07", "\x9b31m", "\x7f", "\r", "\n", "\u202e", "\u2066", "\u200b", "\u2028", "\U000e0041",
+    "\udcff", "[red]x[/red]", "[link=file:///etc/shadow]y[/link]", ":skull:",
+)  # fmt: skip
+RAW = [text.encode(errors="ignore") for text in HOSTILE[:11] if text != "\n"]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a run ended."""
+
+    status: int
+    out: bytes
+    err: str
+
+    @property
+    def text(self):
+        """Standard output as text."""
+        return self.out.decode()
+
+    @property
+    def objects(self):
+        """Standard output as JSON lines."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def run(capsysbinary):
+    """Run the command line in this process."""
+
+    def run(*arguments):
+        capsysbinary.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        out, err = capsysbinary.readouterr()
+        return Ran(ended.value.code or 0, out, err.decode(errors="surrogateescape"))
+
+    return run
+
+
+def shell(*arguments, **options):
+    """Run the command line in a process of its own."""
+    ran = subprocess.run(
+        [*KSENTINEL, *map(str, arguments)], capture_output=True, check=False, timeout=60, **options
+    )
+    return Ran(ran.returncode, ran.stdout, ran.stderr.decode(errors="surrogateescape"))
+
+
+def terminal(*arguments, columns=80, env=None):
+    """Run the command line on a terminal of its own; returns what it showed there."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "COLUMNS", "FORCE_COLOR"}}
+    process = subprocess.Popen(
+        [*KSENTINEL, *map(str, arguments)],
+        stdin=theirs, stdout=theirs, stderr=theirs, env=environment | {"TERM": "xterm-256color"} | (env or {}),
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the last one has closed the terminal
+        while some := os.read(ours, 65536):
+            shown += some
+    os.close(ours)
+    process.wait(timeout=60)
+    return shown.decode()
+
+
+def make_recording(path, items, facts=FACTS, account=COUNTERS):
+    with Writer(path, facts) as writer:
+        writer.write(items)
+        if account:
+            writer.account(account)
+    return path
+
+
+def attack(at=2000 * SECOND):
+    """Return a window of nginx as never before, and the shell that nginx starts."""
+    nginx = Process(ProcessKey(700, 1), exe=NGINX[0], argv=(NGINX[0], "-g", "daemon off;"))
+    shell = Process(
+        ProcessKey(701, 2), exe="/bin/sh", argv=("sh", "-c", "id"), parent=nginx, service=nginx, was=NGINX[0]
+    )
+    window = make_window(ATTACK.tokens, NGINX, pid=700, at=at)
+    event = ExecEvent(time_ns=at + SECOND, process=shell, tid=701, origin=Origin.BPF, path="/bin/sh")
+    return [window, event]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Return a folder with a recording, a model of it, a store, and with all that is wrong in its own way."""
+    folder = tmp_path_factory.mktemp("made")
+    windows = make_windows(60, processes=40)
+    make_recording(folder / "normal.db", windows)
+    make_recording(folder / "attacked.db", [*windows[:50], *attack()])
+    call("train", folder / "normal.db", "--out", folder / "model")
+    call("replay", folder / "attacked.db", "--model", folder / "model", "--store", folder / "store.db")
+
+    (folder / "binary").write_bytes(bytes(range(256)) * 40)
+    packed = gzip.compress(WEBSHELL.read_bytes(), mtime=0)
+    (folder / "cut.gz").write_bytes(packed[: len(packed) // 2])
+    make_recording(folder / "few.db", windows[:20])
+    make_recording(folder / "vax.db", windows[:20], {"arch": "vax"})
+    make_recording(folder / "arm.db", windows, FACTS | {"arch": "aarch64"})
+    changed(folder / "normal.db", folder / "schema.db", "PRAGMA user_version = 9")
+    changed(folder / "store.db", folder / "store-schema.db", "PRAGMA user_version = 9")
+    changed(folder / "store.db", folder / "store-damaged.db", "UPDATE alert SET body = x'7b'")
+    changed(folder / "normal.db", folder / "alien.db", "UPDATE item SET kind = 'teapot', body = x'7b7d'")
+    changed(folder / "normal.db", folder / "torn.db", "UPDATE item SET body = x'00'")
+    changed(folder / "normal.db", folder / "orphan.db", "DELETE FROM process")
+    with contextlib.closing(sqlite3.connect(folder / "random.db")) as db:
+        db.execute("CREATE TABLE fruit (name TEXT)")
+    pages = bytearray((folder / "normal.db").read_bytes())
+    pages[2000:20000] = bytes(18000)
+    (folder / "corrupt.db").write_bytes(pages)
+    (folder / "header.db").write_bytes(b"SQLite format 3\0" + bytes(50))
+
+    spoilt = {name: shutil.copytree(folder / "model", folder / name) for name in MODELS}
+    (spoilt["no-manifest"] / "manifest.json").unlink()
+    (spoilt["no-numbers"] / "model.npz").unlink()
+    with (spoilt["bad-hash"] / "model.npz").open("ab") as numbers:
+        numbers.write(b"x")
+    (spoilt["writable"] / "model.npz").chmod(0o666)
+    for name, old, new in (
+        ("of-arm", '"x86_64"', '"aarch64"'),
+        ("of-longer-windows", '"window_length": 64', '"window_length": 128'),
+        ("of-another-format", '"format": 1', '"format": 7'),
+    ):
+        manifest = spoilt[name] / "manifest.json"
+        text = manifest.read_text()
+        assert old in text
+        manifest.write_text(text.replace(old, new, 1))
+    return folder
+
+
+MODELS = "no-manifest no-numbers bad-hash writable of-arm of-longer-windows of-another-format".split()
+
+
+def call(*arguments):
+    """Run the command line in this process, its output thrown away."""
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())), pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert not ended.value.code
+
+
+def changed(before, after, statement):
+    shutil.copy(before, after)
+    with contextlib.closing(sqlite3.connect(after, isolation_level=None)) as db:
+        db.execute(statement)
+
+
+# Arguments, exit status, and a regular expression on what stands after "ksentinel: ": place, what is wrong, remedy.
+WRONG = [
+    # audit logs
+    ("replay {bad}/empty.log", 1, r"{bad}/empty.log: the file is empty \(name an audit log"),
+    ("replay {bad}", 1, r"{bad}: is a directory \(name the files"),
+    ("replay {made}/binary", 1, r"{made}/binary: not one of its \d+ lines is an audit record; line 1: .* \(name a raw"),
+    ("replay {made}/cut.gz", 1, r"{made}/cut.gz:\d+: compressed data end early .* \(copy the file again"),
+    ("replay {made}/nothing", 1, r"{made}/nothing: there is no such file \(name an audit log"),
+    ("replay - -", 2, r"-: is named twice \(name it once"),
+    ("replay {bad}/cut.log {bad}/../bad/cut.log", 2, r"{bad}/../bad/cut.log: is named twice \("),
+    # recordings
+    ("replay {made}/schema.db", 1, r"{made}/schema.db: is a recording of schema 9; this ksentinel reads 1 \(record"),
+    ("replay {made}/random.db", 1, r"{made}/random.db: is an SQLite file, but no recording \(make one"),
+    ("replay {made}/corrupt.db", 1, r"{made}/corrupt.db: is damaged: .* \(record again"),
+    ("replay {made}/header.db", 1, r"{made}/header.db: is damaged: .* \(record again"),
+    ("replay {made}/alien.db", 1, r"{made}/alien.db: is damaged: event 'teapot' is none of .* \(record again"),
+    ("replay {made}/torn.db", 1, r"{made}/torn.db: is damaged: .* \(record again"),
+    ("replay {made}/orphan.db", 1, r"{made}/orphan.db: is damaged: .* \(record again"),
+    ("replay {made}/vax.db", 1, r"{made}/vax.db: was recorded on architecture 'vax'; this .* \(record again"),
+    ("replay {made}/few.db {made}/arm.db", 2, r"recordings of aarch64 and x86_64 can't go together \(numbers"),
+    ("train {made}/nothing --out {out}", 1, r"{made}/nothing: there is no such file \(name a recording"),
+    ("train {bad} --out {out}", 1, r"{bad}: is no recording \(make one"),
+    ("train {bad}/cut.log --out {out}", 1, r"{bad}/cut.log: is no recording \(make one"),
+    ("train {made}/corrupt.db --out {out}", 1, r"{made}/corrupt.db: is damaged: .* \(record again"),
+    ("train {made}/few.db --out {out}", 1, r"{made}/few.db: 20 windows are too few to train on, .* \(record longer"),
+    ("train {made}/few.db {made}/few.db --out {out}", 2, r"{made}/few.db: is named twice \("),
+    ("train {made}/few.db --out {bad}", 1, r"{bad}: is there already and is no model \(name another"),
+    ("train {made}/few.db --out {bad}/cut.log", 1, r"{bad}/cut.log: is there already and is no model \(name"),
+    ("record --out {bad}/cut.log", 1, r"{bad}/cut.log: exists already \(name another"),
+    # models
+    ("replay {bad}/cut.log --model {out}", 1, r"{out}: there is no such model \(train one"),
+    ("replay {bad}/cut.log --model {bad}/cut.log", 1, r"{bad}/cut.log: is a file; a model is a folder \(name"),
+    ("replay {bad}/cut.log --model {made}/of-arm", 1, r"{made}/of-arm: was trained on aarch64, this is x86_64 \("),
+    ("replay {bad}/cut.log --model {made}/of-longer-windows", 1, r"{made}/of-longer-windows: was trained on windows of 128 .* \("),
+    ("replay {bad}/cut.log --model {made}/of-another-format", 1, r"{made}/of-another-format/manifest.json: is of format 7, .* \("),
+    ("replay {bad}/cut.log --model {made}/bad-hash", 1, r"{made}/bad-hash/model.npz: is not the file that manifest.json .* \(copy"),
+    ("replay {bad}/cut.log --model {made}/writable", 1, r"{made}/writable/model.npz: can be changed by others \(chmod"),
+    ("replay {bad}/cut.log --model {made}/no-manifest", 1, r"{made}/no-manifest/manifest.json: there is no such file \(copy"),
+    ("replay {bad}/cut.log --model {made}/no-numbers", 1, r"{made}/no-numbers/model.npz: there is no such file \(copy"),
+    # rules
+    ("replay {bad}/cut.log --rules {bad}/misspelt-key.yml", 1, r"{bad}/misspelt-key.yml:9:1: a rule has no 'levle' \(did you mean level"),
+    ("replay {bad}/cut.log --rules {bad}/no-yaml.yml", 1, r"{bad}/no-yaml.yml:3:1: not YAML: .* \("),
+    ("replay {bad}/cut.log --rules {made}/nothing", 1, r"{made}/nothing: can't be read: No such file or directory \("),
+    # configuration
+    ("replay {bad}/cut.log --config {bad}/config-misspelt-key.yml", 2, r"{bad}/config-misspelt-key.yml:4:3: \[incident\] has no quiet_second \(it has agree_seconds"),
+    ("replay {bad}/cut.log --config {bad}/config-misspelt-section.yml", 2, r"{bad}/config-misspelt-section.yml:3:1: has no section incidents \(it has collector"),
+    ("replay {bad}/cut.log --config {bad}/config-no-yaml.yml", 2, r"{bad}/config-no-yaml.yml:2:1: is no YAML: .* \(see docs"),
+    ("replay {bad}/cut.log --config {bad}/config-wrong-type.yml", 2, r"{bad}/config-wrong-type.yml:3:3: \[incident\] agree_seconds: .* \(see docs"),
+    ("replay {bad}/cut.log --config {bad}/config-twice.yml", 2, r"{bad}/config-twice.yml:4:1: rules stands here a second time, first in line 2 \(remove one"),
+    ("replay {bad}/cut.log --config {bad}/config-nan.yml", 2, r"{bad}/config-nan.yml:3:3: \[incident\] quiet_seconds is nan \(say"),
+    ("replay {bad}/cut.log --config {bad}/config-ring.yml", 2, r"{bad}/config-ring.yml:3:3: \[collector\] ring_megabytes is 24, no power of two .* \(say"),
+    ("replay {bad}/cut.log --config {made}/binary", 2, r"{made}/binary: is no YAML: .* \(see docs"),
+    ("replay {bad}/cut.log --config {bad}", 2, r"{bad}: can't be read: Is a directory \("),
+    ("monitor --config {made}/nothing", 2, r"{made}/nothing: can't be read: No such file or directory \("),
+    # the store, and other output
+    ("alerts --store {made}/nothing", 1, r"{made}/nothing: there is no store \(name one by --store"),
+    ("alerts --store {bad}", 1, r"{bad}: is no regular file \(name another"),
+    ("alerts --store {bad}/cut.log", 1, r"{bad}/cut.log: is no store, or damaged: .* \(name another"),
+    ("alerts --store {made}/normal.db", 1, r"{made}/normal.db: is an SQLite file, but no store of alerts \(name"),
+    ("alerts --store {made}/store-schema.db", 1, r"{made}/store-schema.db: is a store of schema 9; .* \(name"),
+    ("alerts --store {made}/store-damaged.db", 1, r"{made}/store-damaged.db: is damaged: .* \(name"),
+    ("explain 0 --store {made}/random.db", 1, r"{made}/random.db: is an SQLite file, but no store of alerts \(name"),
+    ("explain zzz --store {made}/store.db", 1, r"{made}/store.db: no alert starts with 'zzz' \(`ksentinel alerts`"),
+    ("replay {bad}/cut.log --store {made}/binary", 1, r"{made}/binary: is no store, or damaged: .* \(name another"),
+    ("replay {bad}/cut.log --store {made}/random.db", 1, r"{made}/random.db: is an SQLite file, but no store .* \(name"),
+    ("replay {bad}/cut.log --store {bad}/cut.log/x", 1, r"{bad}/cut.log/x: can't be opened: .* \(name another"),
+    ("replay {bad}/cut.log --scores {bad}/cut.log", 1, r"{bad}/cut.log: exists already \(name another"),
+    ("replay {bad}/cut.log --scores {made}/nothing/x", 1, r"{made}/nothing/x: can't be written: .* \(name another"),
+    # usage
+    ("alerts --level terrible --store {made}/store.db", 2, r"--level 'terrible' is none of informational, .*"),
+    ("alerts --limit 0", 2, r"Invalid value for '--limit': .* \(`ksentinel alerts --help`"),
+    ("alerts --limit many", 2, r"Invalid value for '--limit': .* \(`ksentinel alerts --help`"),
+    ("train x --out {out} --order 99", 2, r"Invalid value for '--order': .* \(`ksentinel train --help`"),
+    ("monitor --for soon", 2, r"--for 'soon' is no duration \(say 90s"),
+    ("record --for 0 --out {out}", 2, r"--for '0' is no duration \(say 90s"),
+    ("record --out {out} --pid 0", 2, r"Invalid value for '--pid': .* \(`ksentinel record --help`"),
+    ("record --out {out} --pid 4194305", 2, r"--pid 4194305: there is no such process \(`ps"),
+    ("record --out {out} --exe nginx", 2, r"--exe 'nginx' is no file \(name its path"),
+    ("record", 2, r"Missing option '--out' \(`ksentinel record --help`"),
+    ("explain", 2, r"Missing argument 'ID' \(`ksentinel explain --help`"),
+    ("explain 1 2", 2, r"Got unexpected extra argument(\(s\))? \(2\) \(`ksentinel explain --help`"),
+    ("replay --colour x", 2, r"No such option: --colour.* \(`ksentinel replay --help`"),
+    ("replya x", 2, r"No such command 'replya'.* \(`ksentinel --help`"),
+    ("doctor --for tea", 2, r"--for 'tea' is none of monitor, .*"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "status", "said"), WRONG, ids=[wrong[0] for wrong in WRONG])
+def test_wrong(run, made, tmp_path, arguments, status, said):
+    """One line on standard error names the place, what is wrong and the remedy; nothing is written or changed."""
+    names = {"bad": BAD, "made": made, "out": tmp_path / "out"}
+    before = {path: path.read_bytes() for path in BAD.iterdir()}
+
+    ran = run(*arguments.format(**names).split())
+
+    expected = said.format(**{name: re.escape(str(path)) for name, path in names.items()})
+    assert re.fullmatch(rf"ksentinel: {expected}.*\n", ran.err), ran.err
+    assert ran.status == status
+    assert not (tmp_path / "out").exists()
+    assert before == {path: path.read_bytes() for path in BAD.iterdir()}
+
+
+def test_no_arguments(run):
+    """Without a command there is the help, and the status of wrong usage."""
+    ran = run()
+
+    assert ran.status == 2
+    assert "Commands:" in ran.text + ran.err
+
+
+def test_log_cut_inside_a_record(run):
+    """A log that is still being written ends anywhere: its last line is pending, and that is no failure."""
+    ran = run("replay", BAD / "cut.log", "--json")
+
+    assert (ran.status, ran.err) == (0, "")
+    told = ran.objects[-1]
+    assert (told["lines"], told["lines_in_events"], told["malformed"], told["pending"]) == (2, 1, 0, 1)
+
+
+def test_one_bad_log_among_good_ones(run, made):
+    """The others are walked and accounted for; the status says that not all was well."""
+    ran = run("replay", made / "cut.gz", WEBSHELL, BAD / "empty.log", "--json")
+
+    *alerts, told = ran.objects
+    failed = {Path(file["file"]).name: "failed" in file for file in told["files"]}
+    assert ran.status == 1
+    assert len(ran.err.splitlines()) == 2
+    assert failed == {"cut.gz": True, "webshell.log": False, "empty.log": True}
+    assert told["lines"] == told["lines_in_events"] + told["malformed"] + told["pending"] > 239
+    assert alerts
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("what", ["alerts", "replay", "explain 0"])
+def test_store_of_somebody_else(run, made, tmp_path, what):
+    """Whoever owns the store could have written its alerts."""
+    shutil.copy(made / "store.db", tmp_path / "store.db")
+    os.chown(tmp_path / "store.db", 12345, 12345)
+    log = [BAD / "cut.log"] if what == "replay" else []
+
+    ran = run(*what.split(), *log, "--store", tmp_path / "store.db")
+
+    assert ran.status == 1
+    assert re.fullmatch(rf"ksentinel: {tmp_path}/store.db: belongs to uid 12345 \(name .*\)\n", ran.err)
+
+
+@pytest.mark.root
+def test_unreadable_for_a_user(made, tmp_path):
+    """Every kind of file that a user may not read is said in one line."""
+    shutil.copy(WEBSHELL, tmp_path / "audit.log")
+    shutil.copy(made / "normal.db", tmp_path / "normal.db")
+    (tmp_path / "locked").mkdir()
+    tmp_path.chmod(0o755)
+    for path in tmp_path.iterdir():
+        path.chmod(0o600)
+    commands = [
+        "replay audit.log",
+        "replay normal.db",
+        "replay locked/audit.log",
+        "train normal.db --out /proc/model",
+        "alerts --store locked/alerts.db",
+        "alerts --store normal.db",
+        "replay audit.log --rules locked",
+        "replay audit.log --config audit.log",
+    ]
+    ran = as_nobody(*commands, cwd=tmp_path)
+
+    assert ran.out == b"1 1 1 1 1 1 1 2\n"
+    for command, line in zip(commands, ran.err.splitlines(), strict=True):
+        assert re.fullmatch(r"ksentinel: .*(Permission denied|may not be read).*", line), (command, line)
+
+
+def as_nobody(*commands, cwd):
+    """
+    Run command lines as somebody without rights; the output is how each ended.
+
+    Everything is imported first: the clone may be root's alone.
+    """
+    code = (
+        "import os, sys, importlib\n"
+        "for name in sys.argv[1].split(): importlib.import_module(name)\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534); os.environ.clear()\n"
+        "def run(command):\n"
+        "    try: sys.modules['ksentinel.cli'].main(command.split())\n"
+        "    except SystemExit as ended: return ended.code\n"
+        "print(*[run(command) for command in sys.argv[2:]])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, " ".join(MODULES), *commands],
+        capture_output=True, check=False, timeout=60, cwd=cwd,
+    )  # fmt: skip
+    return Ran(ran.returncode, ran.stdout, ran.stderr.decode())
+
+
+MODULES = [
+    "ksentinel.cli",
+    *(
+        f"ksentinel.{name}"
+        for name in "report store recording streams pipeline training support detectors.artifact detectors.facts "
+        "explain.explanation rules.ruleset normalize.bpf normalize.redact sources.procfs sources.ringbuf".split()
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [(["replay", str(WEBSHELL)], (pipeline.Pipeline, "walk")), (["train", "normal.db"], (training, "train"))],
+    ids=["replay", "train"],
+)
+def test_interrupted(run, made, tmp_path, monkeypatch, arguments, where):
+    """Ctrl-C ends a run without a traceback, with the status that shells give it."""
+
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*where, interrupt)
+    monkeypatch.chdir(made)
+    ran = run(*arguments, *(["--out", tmp_path / "model"] if "train" in arguments else []))
+
+    assert (ran.status, ran.err) == (130, "ksentinel: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_by_a_signal(tmp_path):
+    """The real thing: SIGINT while standard input is awaited; what is in the store stays readable."""
+    store = tmp_path / "alerts.db"
+    process = subprocess.Popen(
+        [*KSENTINEL, "replay", "-", "--store", str(store)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for(store.exists)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+
+    assert (process.returncode, err) == (130, b"ksentinel: interrupted\n")
+    with Store(store, os.getuid()) as kept:
+        assert list(kept.alerts()) == []
+
+
+def test_reader_has_gone(made):
+    """`ksentinel ... | head -1` is quiet."""
+    for arguments in (
+        ["replay", made / "attacked.db"],
+        ["replay", made / "attacked.db", "--json"],
+        ["doctor"],
+    ):
+        process = subprocess.Popen(
+            [*KSENTINEL, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        process.stdout.close()
+        err = process.stderr.read()
+        process.stderr.close()
+
+        assert (process.wait(timeout=60), err) == (1, b"")
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_full_standard_output(made, form):
+    """A full disk behind standard output is said, and is a failure."""
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run(
+            [*KSENTINEL, "alerts", "--store", made / "store.db", *form],
+            stdout=full, stderr=subprocess.PIPE, check=False, timeout=60,
+        )  # fmt: skip
+
+    assert (ran.returncode, ran.stderr) == (1, b"ksentinel: standard output: No space left on device\n")
+
+
+def test_closed_standard_streams(made, tmp_path):
+    """Without standard streams nothing is printed, and no file takes their place."""
+    store = tmp_path / "alerts.db"
+    ran = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *KSENTINEL, "replay", made / "attacked.db", "--store", store],
+        check=False, timeout=60,
+    )  # fmt: skip
+
+    assert ran.returncode == 0
+    with Store(store, os.getuid()) as kept:
+        assert len(list(kept.alerts())) == 1
+
+
+def test_full_disk_under_the_store(tmp_path):
+    """An alert that can't be stored is shown all the same; the run fails in one line, and the store still opens."""
+    store = tmp_path / "alerts.db"
+    servers = [Process(ProcessKey(i, 1), exe=f"/srv/{i}/nginx") for i in range(1000, 2000)]
+    shells = [Process(ProcessKey(2 * s.key.pid, 2), exe="/bin/sh", parent=s, service=s) for s in servers]
+    events = [ExecEvent(time_ns=i, process=s, tid=s.key.pid, origin=Origin.BPF) for i, s in enumerate(shells)]
+    make_recording(tmp_path / "many.db", events)
+    ran = subprocess.run(
+        ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *KSENTINEL,
+         "replay", tmp_path / "many.db", "--store", store, "--json"],
+        capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+
+    assert ran.returncode == 1
+    assert re.fullmatch(
+        rf"ksentinel: {store}: an alert can't be stored: .* \(is the disk full\?\)\n", ran.stderr.decode()
+    )
+    shown = [json.loads(line)["id"] for line in ran.stdout.splitlines()]
+    with Store(store, os.getuid()) as kept:
+        stored = [alert["id"] for alert in kept.alerts(limit=len(events))]
+    assert set(shown) - set(stored) == {shown[-1]}
+
+
+def test_other_locale(made):
+    """What a terminal of another encoding can't show is escaped."""
+    env = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    ran = shell("explain", alert_id(made), "--store", made / "store.db", env=env)
+
+    assert (ran.status, ran.err) == (0, "")
+    assert "\\u2192" in ran.out.decode("ascii")
+
+
+# What it does
+
+
+def test_version(run):
+    """The version is that of the package."""
+    ran = run("--version")
+
+    assert (ran.status, ran.out) == (0, f"ksentinel {ksentinel.__version__}\n".encode())
+
+
+def alert_id(made):
+    with Store(made / "store.db", os.getuid()) as kept:
+        return next(kept.alerts())["id"]
+
+
+def test_replay_of_a_log(run):
+    """Alerts a line each, at last the account: every line is in an event, malformed or pending, per file, too."""
+    ran = run("replay", WEBSHELL, "--json")
+
+    *alerts, told = ran.objects
+    lines = WEBSHELL.read_bytes().count(b"\n")
+    (file,) = told["files"]
+    assert (ran.status, ran.err) == (0, "")
+    assert {alert["title"] for alert in alerts} == {"Shell started by a network service"}
+    for account in (told, told["account"], file):
+        assert (
+            account["lines"]
+            == account["lines_in_events"] + account["malformed"] + account["pending"]
+            == lines
+        )
+        assert account["events"] > 0
+    assert told["walk"]["items"] == told["walk"]["events"] + told["walk"]["windows"]
+    assert (file["file"], file["malformed_at"]) == (str(WEBSHELL), [])
+
+
+def test_replay_is_repeatable(run, made):
+    """The same input gives the same output, byte for byte, in both forms."""
+    for arguments in (
+        ["replay", WEBSHELL],
+        ["replay", made / "attacked.db", "--model", made / "model"],
+        ["replay", made / "attacked.db", WEBSHELL, "--json"],
+    ):
+        first, again = run(*arguments), run(*arguments)
+
+        assert first == again
+        assert first.out
+
+
+def test_every_way_in_gives_the_same_alerts(run, tmp_path, monkeypatch):
+    """Plain, gzip, rotated into three (named in the order of a shell's *), a pipe, standard input."""
+    whole = WEBSHELL.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    serials = [serial(line) for line in lines]
+    starts = [i for i in range(1, len(lines)) if not set(serials[:i]) & set(serials[i:])]
+    first, second = starts[len(starts) // 3], starts[2 * len(starts) // 3]
+    (tmp_path / "audit.log").write_bytes(b"".join(lines[second:]))
+    (tmp_path / "audit.log.1").write_bytes(b"".join(lines[first:second]))
+    (tmp_path / "audit.log.2.gz").write_bytes(gzip.compress(b"".join(lines[:first]), mtime=0))
+    (tmp_path / "whole.gz").write_bytes(gzip.compress(whole, mtime=0))
+    fifo = tmp_path / "pipe"
+    os.mkfifo(fifo)
+
+    *expected, _ = run("replay", WEBSHELL, "--json").objects
+    *packed, _ = run("replay", tmp_path / "whole.gz", "--json").objects
+    *rotated, told = run("replay", *sorted(tmp_path.glob("audit.log*")), "--json").objects
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(whole)))
+    *piped, _ = run("replay", "-", "--json").objects
+    with subprocess.Popen(["sh", "-c", 'cat "$0" > "$1"', WEBSHELL, fifo]):
+        *named_pipe, _ = run("replay", fifo, "--json").objects
+
+    assert expected == packed == piped == named_pipe == rotated
+    assert expected
+    assert [Path(file["file"]).name for file in told["files"]] == [
+        "audit.log.2.gz",
+        "audit.log.1",
+        "audit.log",
+    ]
+    assert told["lines"] == len(lines)
+
+
+def serial(line):
+    return line.partition(b"msg=audit(")[2].partition(b")")[0]
+
+
+def test_from_recording_to_explanation(run, made, tmp_path):
+    """Train, replay, list, explain: rule and model agree, in JSON and in words."""
+    store, scores = tmp_path / "alerts.db", tmp_path / "scores.jsonl"
+    trained = run("train", made / "normal.db", "--out", tmp_path / "model", "--json")
+    replayed = run(
+        "replay",
+        made / "attacked.db",
+        "--model",
+        tmp_path / "model",
+        "--store",
+        store,
+        "--scores",
+        scores,
+        "--json",
+    )
+    listed = run("alerts", "--store", store, "--json")
+    (alert,) = listed.objects
+    explained = run("explain", alert["id"][:4], "--store", store, "--json")
+    in_words = run("explain", alert["id"], "--store", store)
+
+    (report,) = trained.objects
+    *alerts, told = replayed.objects
+    p_values = [json.loads(line)["p_value"] for line in scores.read_bytes().splitlines()]
+    assert report["facts"]["recordings"][0]["name"] == "normal.db"
+    assert report["facts"]["host"] == "small"
+    assert alerts[-1] == alert == explained.objects[0]
+    assert (alert["level"], alert["agreed"], alert["process"]["exe"]) == ("critical", True, NGINX[0])
+    assert told["walk"]["windows_scored"] == len(p_values) == 51
+    assert min(p_values) == p_values[-1] < 1e-5
+    assert told["account"] == COUNTERS
+    for part in (
+        "CRITICAL",
+        "Shell started by a network service",
+        "Rule and model",
+        "LIME",
+        "Who started whom",
+        "sh -c id",
+    ):
+        assert part in in_words.text
+
+
+def test_train_in_words(run, made, tmp_path):
+    """The report names data, split and what can be promised; nothing goes to standard error of no terminal."""
+    ran = run("train", made / "normal.db", "--out", tmp_path / "model")
+
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.text.startswith("160 processes, ")
+    assert "False alarms at low or above: " in ran.text
+    assert ran.text.endswith(f"model written to {tmp_path / 'model'}\n")
+
+
+def test_training_keeps_the_architecture(run, made, tmp_path):
+    """A recording of another machine gives a model for that kind of machine."""
+    run("train", made / "arm.db", "--out", tmp_path / "model")
+
+    assert json.loads((tmp_path / "model" / "manifest.json").read_text())["arch"] == "aarch64"
+    assert run("replay", made / "arm.db", "--model", tmp_path / "model").status == 0
+    assert run("replay", made / "normal.db", "--model", tmp_path / "model").status == 1
+
+
+def test_model_without_a_say(run, made):
+    """Windows of another collector are not scored, and that is said."""
+    ran = run("replay", WEBSHELL, "--model", made / "model", "--json")
+
+    walk = ran.objects[-1]["walk"]
+    assert (ran.status, walk["windows_scored"]) == (0, 0)
+    assert f"had no say in any of {walk['windows_unscored']} windows" in ran.err
+
+
+def test_recording_cut_short(run, made, tmp_path):
+    """A recording without its account replays; that it was cut short is said in both forms."""
+    make_recording(tmp_path / "cut.db", attack(), account=None)
+
+    assert run("replay", tmp_path / "cut.db", "--json").objects[-1]["files"][0]["complete"] is False
+    assert "cut short" in run("replay", tmp_path / "cut.db").text
+    assert "cut short" not in run("replay", made / "attacked.db").text
+
+
+def test_alerts(run, made, tmp_path):
+    """Level and limit choose; an empty store is said to be one."""
+    with Store(tmp_path / "empty.db", os.getuid(), write=True):
+        pass
+
+    assert len(run("alerts", "--store", made / "store.db", "--level", "CRITICAL", "--json").objects) == 1
+    assert run("alerts", "--store", tmp_path / "empty.db").out == b"no alerts\n"
+    assert run("alerts", "--store", tmp_path / "empty.db", "--json").out == b""
+    assert "more than these 1" in run("alerts", "--store", made / "store.db", "--limit", "1").text
+
+
+def test_doctor(run):
+    """Both forms agree, and --for answers for one purpose alone."""
+    told = run("doctor", "--json")
+    (report,) = told.objects
+    works = report["works"]
+
+    assert told.status == (1 if not works["monitor"] else 0 if works["enforce"] else 3)
+    for what, good in works.items():
+        ran = run("doctor", "--for", what)
+        assert ran.status == (0 if good else 1)
+        assert re.search(rf"^{what} +would {'' if good else 'not '}work$", ran.text, re.MULTILINE)
+    for check in report["checks"]:
+        assert check["ok"] or check["remedy"], check
+
+
+# What reaches the terminal
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """Return a recording whose every word is hostile, a rule with such a title, and the store that came of it."""
+    folder = tmp_path_factory.mktemp("hostile")
+    words = "".join(HOSTILE)
+    server = Process(ProcessKey(700, 1), exe=f"/srv/{words}/nginx", argv=("nginx", words), comm=words[:15])
+    shell = Process(
+        ProcessKey(701, 2),
+        exe="/bin/sh",
+        argv=("sh", "-c", words),
+        parent=server,
+        service=server,
+        cwd=f"/{words}",
+    )
+    event = ExecEvent(time_ns=SECOND, process=shell, tid=701, origin=Origin.BPF, path=f"/{words}/sh")
+    opened = SyscallEvent(
+        time_ns=2 * SECOND,
+        process=shell,
+        tid=701,
+        origin=Origin.BPF,
+        syscall="openat",
+        paths=(f"/{words}/shadow",),
+    )
+    make_recording(
+        folder / "hostile.db", [event, opened], FACTS | {"host": words.encode(errors="ignore").decode()}
+    )
+    rules = folder / "rules"
+    rules.mkdir(mode=0o755)
+    title = "[bold]t[/bold] \u202e [link=x]"
+    detections = {"process_creation": "Image|endswith: /sh", "syscall": "path|contains: shadow"}
+    for number, (category, selection) in enumerate(detections.items()):
+        file = rules / f"{number}.yml"
+        file.write_text(
+            f'title: "{title}"\nid: 0e9b5c8a-9d5f-4a4e-8f9b-0c2f6a1f7d1{number}\nlevel: high\n'
+            f"logsource: {{category: {category}, product: linux}}\n"
+            f"detection: {{s: {{{selection}}}, condition: s}}\n"
+        )
+        file.chmod(0o644)
+    return folder
+
+
+def test_hostile_words(run, hostile, tmp_path, capsysbinary):
+    """Nothing that moves the cursor, reorders text or looks like markup gets through; the words can still be read."""
+    store = tmp_path / "alerts.db"
+    rules = ["--rules", hostile / "rules"]
+    replayed = run("replay", hostile / "hostile.db", *rules, "--store", store)
+    assert replayed.status == 0, replayed.err
+    (alert,) = run("alerts", "--store", store, "--json").objects
+    shown = [
+        replayed,
+        run("replay", hostile / "hostile.db", *rules, "--json"),
+        run("alerts", "--store", store),
+        run("alerts", "--store", store, "--json"),
+        run("explain", alert["id"], "--store", store),
+        run("explain", alert["id"], "--store", store, "--json"),
+    ]
+
+    for ran in shown:
+        assert ran.status == 0
+        for raw in RAW:
+            assert raw not in ran.out, (raw, ran.out)
+        assert b"[bold]t[/bold]" in ran.out
+    explained = shown[4].text
+    for escaped in (
+        r"\x1b[2J",
+        r"\u202e",
+        r"\xff",
+        "[red]x[/red]",
+        "[link=file:///etc/shadow]y[/link]",
+        ":skull:",
+    ):
+        assert escaped in explained
+    # JSON is the same for a machine, whatever it looks like.
+    assert "\u202e" in shown[3].objects[0]["title"]
+
+
+def test_hostile_arguments(run, tmp_path):
+    """An error message repeats what it was given, harmlessly, in one line."""
+    words = "".join(HOSTILE).replace("\x00", "")
+    for arguments in (
+        ["replay", tmp_path / words.replace("/", "")],
+        ["explain", words],
+        [words],
+        ["alerts", words],
+    ):
+        ran = run(
+            *arguments, *(["--store", tmp_path / words.replace("/", "")] if arguments[0] == "explain" else [])
+        )
+
+        assert ran.status in {1, 2}
+        assert len(ran.err.splitlines()) == 1
+        assert not [raw for raw in RAW if raw in ran.err.encode(errors="surrogateescape")]
+
+
+def test_pipes_get_whole_lines_without_escape_codes(run, made):
+    """What goes into a pipe can be searched: no colours, and no line is broken."""
+    for arguments in (
+        ["replay", made / "attacked.db", "--model", made / "model"],
+        ["alerts", "--store", made / "store.db"],
+        ["explain", alert_id(made), "--store", made / "store.db"],
+        ["doctor"],
+    ):
+        assert b"\x1b" not in run(*arguments).out
+    paragraph = run("explain", alert_id(made), "--store", made / "store.db", "--json").objects[0][
+        "explanation"
+    ]
+    assert paragraph["paragraph"] in run("explain", alert_id(made), "--store", made / "store.db").text
+
+
+@pytest.mark.parametrize("what", ["replay", "alerts", "explain", "doctor", "train"])
+def test_on_a_terminal(made, tmp_path, what):
+    """In 80 columns nothing is broken by the terminal itself; there are colours, unless NO_COLOR says otherwise."""
+    arguments = {
+        "replay": ["replay", made / "attacked.db"],
+        "alerts": ["alerts", "--store", made / "store.db"],
+        "explain": ["explain", alert_id(made), "--store", made / "store.db"],
+        "doctor": ["doctor"],
+        "train": ["train", made / "normal.db", "--out", tmp_path / "model"],
+    }[what]
+    coloured = terminal(*arguments)
+
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", coloured).replace("\r\n", "\n").split("\n")
+    if what == "train":  # its bar moves the cursor, on standard error
+        lines = [line.rpartition("\r")[2] for line in lines]
+    else:
+        assert "\x1b[" in coloured
+        assert "\x1b" not in terminal(*arguments, env={"NO_COLOR": "1"})
+    assert [line for line in lines if cell_len(line) > 80] == []
+    assert "Traceback" not in coloured
+    assert len(lines) > 3
+
+
+# Small parts
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1", "0", "nan", "inf", "1e99", "1w", "ten", "1 2", "99999d"])
+def test_no_duration(text):
+    """What is no duration is refused."""
+    with pytest.raises(UsageError, match="is no duration"):
+        parse_duration(text)
+
+
+def test_default_store(monkeypatch):
+    """Root's is the system's; a user's is in the state folder, and a relative XDG_STATE_HOME doesn't count."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert default_store() == Path("/var/lib/ksentinel/alerts.db")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("HOME", "/home/u")
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    assert default_store() == Path("/home/u/.local/state/ksentinel/alerts.db")
+    monkeypatch.setenv("XDG_STATE_HOME", "/s")
+    assert default_store() == Path("/s/ksentinel/alerts.db")
+
+
+# Live: BPF in this kernel
+
+
+@pytest.fixture(scope="module")
+def live():
+    """Skip, with the reason and its remedy, where the collector can't run."""
+    for check in (support.libbpf(probe.why_no_libbpf()), support.pid_namespace(), support.collector()):
+        if not check.ok:
+            pytest.skip(f"{check.name}: {check.reason} ({check.remedy})")
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it didn't happen"
+        time.sleep(0.05)
+
+
+def start(tmp_path, *arguments):
+    """Start the command line and wait until it says that it is at work."""
+    log = tmp_path / "err"
+    with log.open("wb") as err, (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen([*KSENTINEL, *map(str, arguments)], stdout=out, stderr=err)
+    wait_for(lambda: b"Ctrl-C stops" in log.read_bytes() or process.poll() is not None)
+    assert process.poll() is None, log.read_text()
+    return process
+
+
+def objects(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "out").read_bytes().splitlines()]
+
+
+def loaded():
+    """Return the ids of the BPF programs and links in this kernel, by bpf(2)'s GET_NEXT_ID."""
+    call = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+    libc, found = ctypes.CDLL(None), set()
+    for kind, command in (("program", 11), ("link", 31)):
+        attributes = (ctypes.c_uint32 * 3)()  # start_id, next_id, open_flags
+        while libc.syscall(call, command, ctypes.byref(attributes), ctypes.sizeof(attributes)) == 0:
+            found.add((kind, attributes[1]))
+            attributes[0] = attributes[1]
+    return found
+
+
+def check_account(account):
+    """Whatever was seen is somewhere."""
+    parts = ("recorded", "own", "excluded", "no_storage", "contended")
+    assert account["seen"] == sum(account[part] for part in parts) > 0
+    assert account["calls"] == account["calls_sent"] + account["calls_dropped"]
+    assert account["lifecycle"] == account["lifecycle_sent"] + account["lifecycle_dropped"]
+    sent = account["windows_sent"] + account["calls_sent"] + account["lifecycle_sent"]
+    assert account["records_delivered"] == sent
+
+
+def busy(seconds=1.5, path="/etc/hostname"):
+    """Start a child that reads a file again and again, and then ends."""
+    code = (
+        f"import time; end=time.time()+{seconds}\n"
+        f"while time.time()<end: open({path!r},'rb').read(); time.sleep(0.001)"
+    )
+    return subprocess.Popen([sys.executable, "-S", "-c", code])
+
+
+@pytest.mark.bpf
+@pytest.mark.usefixtures("live")
+def test_record(tmp_path, run):
+    """A recording is private, opens, holds what happened, and its account adds up."""
+    out = tmp_path / "x.db"
+    with busy(1.0) as child:
+        ran = shell("record", "--for", "2s", "--out", out, "--json")
+
+    (told,) = ran.objects
+    assert (ran.status, told["recording"]) == (0, str(out))
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["x.db"]
+    check_account(told["account"])
+    with Reader(out) as recording:
+        pids = {item.process.key.pid for batch in recording for item in batch}
+        assert recording.account() == told["account"]
+        assert recording.facts["ended_ns"] - recording.facts["started_ns"] > 1.9e9
+    assert child.pid in pids
+    assert run("replay", out, "--json").objects[-1]["account"]["seen"] == told["account"]["seen"]
+
+
+@pytest.mark.bpf
+@pytest.mark.usefixtures("live")
+def test_record_some(tmp_path):
+    """--pid keeps a process and its children, --exe an executable; the others are counted."""
+    with busy(60) as child, busy(60) as other:
+        by_pid = shell("record", "--for", "1", "--out", tmp_path / "pid.db", "--pid", child.pid, "--json")
+        exe = Path(f"/proc/{child.pid}/exe").resolve()
+        by_exe = shell("record", "--for", "1", "--out", tmp_path / "exe.db", "--exe", exe, "--json")
+        child.terminate()
+        other.terminate()
+
+    found = {}
+    for name, ran in (("pid", by_pid), ("exe", by_exe)):
+        assert ran.status == 0, ran.err
+        assert ran.objects[0]["account"]["items_excluded"] > 0
+        with Reader(tmp_path / f"{name}.db") as recording:
+            found[name] = {item.process for batch in recording for item in batch}
+            assert recording.facts[name] == ([child.pid] if name == "pid" else [str(exe)])
+    assert {process.key.pid for process in found["pid"]} == {child.pid}
+    assert {child.pid, other.pid} <= {process.key.pid for process in found["exe"]}
+    assert {process.exe for process in found["exe"]} == {str(exe)}
+
+
+@pytest.mark.bpf
+@pytest.mark.usefixtures("live")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_record_stopped(tmp_path, number):
+    """A signal ends a recording in good order."""
+    out = tmp_path / "x.db"
+    process = start(tmp_path, "record", "--out", out, "--json")
+    with busy(0.3):
+        pass
+    process.send_signal(number)
+
+    assert process.wait(timeout=30) == 0
+    check_account(objects(tmp_path)[0]["account"])
+    with Reader(out) as recording:
+        assert recording.count() > 0
+        assert recording.account()
+
+
+@pytest.mark.bpf
+@pytest.mark.usefixtures("live")
+def test_record_on_a_full_disk(tmp_path):
+    """It ends at once, in one line; what was written stays readable."""
+    out = tmp_path / "x.db"
+    with busy(60) as child:
+        ran = subprocess.run(
+            ["bash", "-c", 'ulimit -f 256; exec "$@"', "bash", *KSENTINEL, "record", "--for", "20s", "--out", out],
+            capture_output=True, check=False, timeout=60,
+        )  # fmt: skip
+        child.terminate()
+
+    *_, last = ran.stderr.decode().splitlines()
+    assert ran.returncode == 1
+    assert re.fullmatch(rf"ksentinel: {out}: can't be written any further: .* \(is the disk full.*\)", last)
+    assert b"Traceback" not in ran.stderr
+    with Reader(out) as recording:
+        assert recording.count() > 0
+
+
+@pytest.mark.bpf
+@pytest.mark.usefixtures("live")
+def test_monitor(tmp_path):
+    """An event planted while it watches becomes an alert, in the output and in the store."""
+    secret = tmp_path / "home" / ".aws" / "credentials"
+    secret.parent.mkdir(parents=True)
+    secret.write_text("decoy\n")
+    store = tmp_path / "alerts.db"
+    process = start(tmp_path, "monitor", "--for", "3s", "--store", store, "--json")
+    subprocess.run(["/bin/cat", secret], check=True, capture_output=True)
+
+    assert process.wait(timeout=30) == 0
+    *alerts, told = objects(tmp_path)
+    check_account(told["account"])
+    ours = [alert for alert in alerts if str(secret) in json.dumps(alert["evidence"])]
+    assert [alert["title"] for alert in ours][:1] == ["Credentials opened by an unusual program"]
+    with Store(store, os.getuid()) as kept:
+        assert kept.get(ours[0]["id"])["id"] == ours[0]["id"]
+
+
+@pytest.mark.bpf
+@pytest.mark.usefixtures("live")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_monitor_stopped(tmp_path, number):
+    """A signal ends it in good order: the account is printed, the store opens."""
+    store = tmp_path / "alerts.db"
+    process = start(tmp_path, "monitor", "--store", store)
+    time.sleep(0.3)
+    process.send_signal(number)
+
+    assert process.wait(timeout=30) == 0
+    assert "system calls seen =" in (tmp_path / "out").read_text()
+    assert "≠" not in (tmp_path / "out").read_text()
+    with Store(store, os.getuid()) as kept:
+        list(kept.alerts())
+
+
+@pytest.mark.bpf
+@pytest.mark.usefixtures("live")
+def test_killed(tmp_path):
+    """SIGKILL leaves nothing in the kernel, and a recording and a store that open."""
+    before = loaded()
+    (tmp_path / "r").mkdir()
+    (tmp_path / "m").mkdir()
+    recorder = start(tmp_path / "r", "record", "--out", tmp_path / "x.db")
+    monitor = start(tmp_path / "m", "monitor", "--store", tmp_path / "alerts.db")
+    during = loaded()
+    with busy(0.5):
+        pass
+    time.sleep(0.5)
+    for process in (recorder, monitor):
+        process.kill()
+        process.wait(timeout=30)
+    wait_for(lambda: not (loaded() & (during - before)))
+
+    assert {kind for kind, _ in during - before} == {"program", "link"}
+    assert len(during - before) >= 16
+    with Reader(tmp_path / "x.db") as recording:
+        assert sum(len(batch) for batch in recording) == recording.count() > 0
+        assert recording.account() == {}
+    with Store(tmp_path / "alerts.db", os.getuid()) as kept:
+        list(kept.alerts())
+
+
+@pytest.mark.root
+def test_without_root(tmp_path):
+    """Without rights it says so in one line with a remedy, and leaves nothing behind."""
+    tmp_path.chmod(0o777)
+    commands = ["record --out x.db", "monitor --store alerts.db"]
+    ran = as_nobody(*commands, cwd=tmp_path)
+
+    assert ran.out == b"1 1\n"
+    for line in ran.err.splitlines():
+        assert re.fullmatch(r"ksentinel: .*EPERM.*\(root is needed.*\)", line)
+    assert len(ran.err.splitlines()) == 2
+    assert list(tmp_path.iterdir()) == []

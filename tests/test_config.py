@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration: what is misspelt or makes no sense is an error that names its place."""
+
+import os
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ksentinel.config import CollectorConfig, Config, IncidentConfig, PrivacyConfig, RulesConfig
+from ksentinel.errors import ConfigError
+
+WHOLE = """\
+collector:
+  idle_seconds: 1.5
+  ring_megabytes: 64
+incident:
+  agree_seconds: 10
+  quiet_seconds: 20.5
+  fold_seconds: 30
+rules:
+  paths: [/etc/rules, more.yml]
+privacy:
+  redact: false
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Return a function that loads a text, or bytes."""
+
+    def load_text(text):
+        path = tmp_path / "k.yml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return Config.load(path)
+
+    return load_text
+
+
+def test_whole(load):
+    """Every key there is."""
+    assert load(WHOLE) == Config(
+        CollectorConfig(1.5, 64),
+        IncidentConfig(10.0, 20.5, 30.0),
+        RulesConfig(("/etc/rules", "more.yml")),
+        PrivacyConfig(redact=False),
+    )
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "---\n", "null"])
+def test_defaults(load, text):
+    """Nothing said is everything by default."""
+    assert load(text) == Config()
+
+
+def test_part(load):
+    """What isn't named keeps its default."""
+    assert load("incident: {agree_seconds: 5}").incident == IncidentConfig(agree_seconds=5.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "incidents: {}",
+            r"k\.yml:1:1: has no section incidents \(it has collector, incident, rules, privacy\)",
+        ),
+        (
+            "incident:\n  agree_second: 5",
+            r"k\.yml:2:3: \[incident\] has no agree_second \(it has agree_seconds,",
+        ),
+        (
+            "incident: {agree_seconds: soon}",
+            r"k\.yml:1:12: \[incident\] agree_seconds: Expected `float`, got `str`",
+        ),
+        ("incident: {agree_seconds: true}", r"agree_seconds: Expected `float`, got `bool`"),
+        ("incident: {agree_seconds: 0}", r"k\.yml:1:12: \[incident\] agree_seconds is 0"),
+        ("incident: {agree_seconds: -1}", "agree_seconds is -1"),
+        ("incident: {agree_seconds: .nan}", "agree_seconds is nan"),
+        ("incident: {agree_seconds: .inf}", "agree_seconds is inf"),
+        ("incident: {agree_seconds: 1.0e+300}", r"agree_seconds is 1e\+300"),
+        ("incident: [1]", r"k\.yml:1:1: \[incident\] Expected `object`, got `array`"),
+        ("incident: 5", r"\[incident\] Expected `object`, got `int`"),
+        (
+            "collector: {ring_megabytes: 3}",
+            r"k\.yml:1:13: \[collector\] ring_megabytes is 3, no power of two",
+        ),
+        ("collector: {ring_megabytes: 0}", "no power of two"),
+        ("collector: {ring_megabytes: -4}", "no power of two"),
+        ("collector: {ring_megabytes: 1073741824}", "no power of two up to 1024"),
+        ("collector: {ring_megabytes: 16.5}", "Expected `int`, got `float`"),
+        ("rules: {paths: /etc/rules}", "paths: Expected `array`, got `str`"),
+        ("rules: {paths: [5]}", "paths: Expected `str`, got `int`"),
+        ("privacy: {redact: 'no'}", "redact: Expected `bool`, got `str`"),
+        (
+            "privacy: {redact: true}\nprivacy: {}",
+            r"k\.yml:2:1: privacy stands here a second time, first in line 1",
+        ),
+        ("privacy:\n  redact: true\n  redact: false", r"k\.yml:3:3: redact stands here a second time"),
+        ("5: 6", r"has no section 5"),
+        ("[]", "is no mapping of sections"),
+        ("false", "is no mapping of sections"),
+        ("0", "is no mapping of sections"),
+        ("''", "is no mapping of sections"),
+        ("text", "is no mapping of sections"),
+    ],
+)
+def test_wrong(load, text, says):
+    """Unknown names, wrong types, and values that make no sense."""
+    with pytest.raises(ConfigError, match=says):
+        load(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("incident: {", r"k\.yml:1:\d+: is no YAML: "),
+        ("incident:\n\tagree_seconds: 5", r"k\.yml:2:1: is no YAML: "),
+        ("a: b\n c: d", r"k\.yml:2:3: is no YAML: "),
+        ("? [a]\n: b", r"k\.yml.*(is no YAML|has no section)"),
+        ("? {a: b}\n: c", r"k\.yml.*(is no YAML|has no section)"),
+        (
+            "a: !!python/object/apply:os.system [id]",
+            r"k\.yml:1:4: is no YAML: could not determine a constructor",
+        ),
+        ("a: 2001-99-99", r"k\.yml: is no YAML: month must be"),
+        ("a: !!int x", r"k\.yml: is no YAML: "),
+        ("--- {}\n--- {}", r"k\.yml:2:1: is no YAML: "),
+        ("a: \0", r"k\.yml: is no YAML: unacceptable character"),
+        (b"incident: \xff", r"k\.yml: is no YAML: .*can't decode byte 0xff in position 10"),
+        (b"\xff\xfea\0", r"k\.yml: is no YAML: .*can't decode"),
+        ("[" * 50000, r"k\.yml:1:9: nests deeper than 8 levels"),
+        ("a: " + "9" * 5000, r"k\.yml: is no YAML: "),
+        ("#" * ((1 << 16) + 1), r"k\.yml: is larger than 65536 bytes"),
+    ],
+)
+def test_no_yaml(load, text, says):
+    """What is no YAML says where, in one line."""
+    with pytest.raises(ConfigError, match=says) as caught:
+        load(text)
+
+    assert str(caught.value).isprintable()
+
+
+BOMBS = {
+    "list": "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(40)),
+    "merge": "a0: &a0 {x: y}\n"
+    + "".join(f"a{n + 1}: &a{n + 1} {{<<: [{', '.join([f'*a{n}'] * 9)}]}}\n" for n in range(20)),
+    "key": "a0: &a0 [x, x]\n"
+    + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for n in range(40))
+    + "? *a40\n: x\n",
+    "itself": "a: &a [*a]",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_bomb(load, bomb):
+    """Aliases that would make a billion values are refused before they do."""
+    begun = time.process_time()
+    with pytest.raises(ConfigError, match=r"k\.yml:\d+:\d+: \*a\d*: aliases have no use here"):
+        load(bomb)
+
+    assert time.process_time() - begun < 1
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "unreadable"])
+def test_not_to_be_read(tmp_path, kind):
+    """The error says why, and names the file once."""
+    path = tmp_path / "k.yml"
+    if kind == "directory":
+        path.mkdir()
+    if kind == "unreadable":
+        path.symlink_to(path)
+    with pytest.raises(ConfigError, match=r"can't be read: [A-Z][a-z ]+") as caught:
+        Config.load(path)
+
+    assert (caught.value.exit_status, str(caught.value).count(os.fspath(path))) == (2, 1)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary()
+    | st.text(st.sampled_from("ab{}[]:,-&*!? \n\t#'\"|>%@`0.~<")).map(str.encode)
+    | st.lists(st.sampled_from([*WHOLE.splitlines(keepends=True), "  a: b\n", "x"]))
+    .map("".join)
+    .map(str.encode)
+)
+def test_any_file(load, text):
+    """Any bytes are a configuration or a ConfigError."""
+    said = "k.yml: none"
+    try:
+        load(text)
+    except ConfigError as error:
+        said = str(error)
+
+    assert "k.yml:" in said

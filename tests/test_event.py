@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The currency: lineage, services, addresses."""
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+from made_up import CAT, CROND, HTTPD, INIT, SHELL
+
+from ksentinel.event import Address, Origin, Process, ProcessKey, Record, SyscallEvent
+
+
+def test_lineage():
+    """From the process up to its service, that included, and no further."""
+    assert list(CAT.lineage()) == [CAT, SHELL, HTTPD]
+    assert list(HTTPD.lineage()) == [HTTPD]
+    assert list(CAT.ancestors()) == [SHELL, HTTPD, INIT]
+
+
+def test_service():
+    """A process that has no other is its own service."""
+    assert ("/usr/sbin/httpd", HTTPD.key) == (CAT.service_exe, CAT.service_key)
+    assert ("/usr/sbin/cron", CROND.key) == (CROND.service_exe, CROND.service_key)
+
+
+def test_service_out_of_sight():
+    """Where the line breaks off before the service, the lineage is what is known."""
+    lost = Process(ProcessKey(5, 5), exe="/bin/sh", service=HTTPD)
+
+    assert [lost] == list(lost.lineage())
+    assert lost.service_exe == "/usr/sbin/httpd"
+
+
+def test_key():
+    """A PID that came back is another process."""
+    assert ProcessKey(7, 1) < ProcessKey(7, 2) != ProcessKey(7, 1)
+    assert str(ProcessKey(7, 2)) == "7@2"
+
+
+def test_command_line():
+    """Arguments, joined."""
+    assert Process(ProcessKey(1, 1), argv=("sh", "-c", "id")).command_line == "sh -c id"
+
+
+def test_frozen():
+    """Nothing changes under a reader."""
+    event = SyscallEvent(time_ns=1, process=CAT, tid=12, origin=Origin.BPF, syscall="open")
+    with pytest.raises(FrozenInstanceError):
+        event.syscall = "close"
+
+
+def test_record():
+    """The first field of a name, or None."""
+    record = Record("PATH", (("name", "/a"), ("name", "/b")))
+
+    assert (record.get("name"), record.get("mode")) == ("/a", None)
+
+
+@pytest.mark.parametrize(
+    ("address", "text", "reach"),
+    [
+        (Address("unix", path="/run/x"), "/run/x", "local"),
+        (Address("netlink"), "netlink", "local"),
+        (Address("inet", "127.0.0.1", 80), "127.0.0.1:80", "loopback"),
+        (Address("inet", "10.1.2.3"), "10.1.2.3", "private"),
+        (Address("inet", "169.254.1.1", 0), "169.254.1.1:0", "private"),
+        (Address("inet", "8.8.8.8", 53), "8.8.8.8:53", "public"),
+        (Address("inet6", "::1", 80), "[::1]:80", "loopback"),
+        (Address("inet6", "fe80::1", 80), "[fe80::1]:80", "private"),
+        (Address("inet6", "2606:4700::1111", 443), "[2606:4700::1111]:443", "public"),
+        (Address("inet6", "::ffff:8.8.8.8", 53), "[::ffff:8.8.8.8]:53", "public"),
+        (Address("inet6", "::ffff:127.0.0.1", 53), "[::ffff:127.0.0.1]:53", "loopback"),
+        (Address("inet6", "::ffff:10.0.0.1", 53), "[::ffff:10.0.0.1]:53", "private"),
+    ],
+)
+def test_address(address, text, reach):
+    """How it is written, and how far it reaches: IPv4 in IPv6's clothes is IPv4."""
+    assert (text, reach) == (str(address), address.reach)

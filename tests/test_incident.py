@@ -1,0 +1,467 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Incidents: who agrees with whom, what grows, what is counted."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up import CAT, CROND, HTTPD, ID, JOB, OTHER_SHELL, SECOND, SHELL, anomaly, child, match
+
+from ksentinel.event import Process, ProcessKey
+from ksentinel.incident import Incidents, branch_of, related
+from ksentinel.level import Level
+from ksentinel.rules import Match
+
+T = 30
+
+
+def tell(incidents, *witnesses):
+    """Return for each of *witnesses* the list of alerts it leads to."""
+    return [list(incidents.match(w) if isinstance(w, Match) else incidents.anomaly(w)) for w in witnesses]
+
+
+def flat(told):
+    """Return all alerts."""
+    return [alert for alerts in told for alert in alerts]
+
+
+def newest(told):
+    """Return the newest alert of each incident, by id."""
+    return {alert.id: alert for alert in flat(told)}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        (CAT, CAT, True),
+        (CAT, SHELL, True),
+        (CAT, HTTPD, True),
+        (SHELL, HTTPD, True),
+        (HTTPD, HTTPD, True),
+        (CAT, ID, False),
+        (SHELL, OTHER_SHELL, False),
+        (CAT, OTHER_SHELL, False),
+        (SHELL, JOB, False),
+        (HTTPD, CROND, False),
+        (SHELL, Process(SHELL.key, exe="/bin/cat", parent=HTTPD, service=HTTPD), True),
+        (SHELL, Process(ProcessKey(11, 12), exe="/bin/sh", parent=HTTPD, service=HTTPD), False),
+    ],
+)
+@pytest.mark.parametrize("match_first", [True, False])
+def test_lineage(one, other, agree, match_first):
+    """A process agrees with itself and its ancestors up to the service, in either order; with nobody else."""
+    witnesses = [match(one, 0), anomaly(other, 5)] if match_first else [anomaly(one, 0), match(other, 5)]
+    told = newest(tell(Incidents(), *witnesses))
+
+    assert agree == related(one, other) == related(other, one)
+    assert [agree] == sorted({alert.verdict.agreed for alert in told.values()})
+    assert (1 if agree or branch_of(one) == branch_of(other) else 2) == len(told)
+    assert (Level.HIGH if agree else Level.MEDIUM) is max(alert.level for alert in told.values())
+
+
+@pytest.mark.parametrize("apart", [0, 1, T - 0.001, T, T + 0.001, 100])
+@pytest.mark.parametrize("match_first", [True, False])
+@pytest.mark.parametrize("process", [SHELL, CAT])
+def test_within(apart, match_first, process):
+    """They agree within T, in either order, and not beyond: also while their incident is open."""
+    witnesses = (
+        [match(process, 0), anomaly(SHELL, apart)]
+        if match_first
+        else [anomaly(process, 0), match(SHELL, apart)]
+    )
+    *_, last = flat(tell(Incidents(within_ns=T * SECOND), *witnesses))
+
+    assert (apart <= T) == last.verdict.agreed
+    assert (Level.HIGH if apart <= T else Level.MEDIUM) is last.level
+
+
+def test_late_word():
+    """The order that counts is that of time, not of arrival."""
+    (first,), (second,) = tell(Incidents(), match(SHELL, 40), anomaly(SHELL, 20))
+
+    assert second.verdict.agreed
+    assert first.id == second.id
+
+
+def test_upgrade():
+    """The later witness upgrades what the earlier one opened: same id, next revision, both in the evidence."""
+    said, seen = anomaly(SHELL, 0), match(CAT, 5)
+    (first,), (second,) = tell(Incidents(), said, seen)
+
+    assert (first.id, 1, Level.MEDIUM) == (second.id, first.revision, first.level)
+    assert (2, Level.HIGH, (seen,), (said,)) == (
+        second.revision,
+        second.level,
+        second.matches,
+        second.anomalies,
+    )
+    assert (first.opened_ns, 5) == (second.opened_ns, (second.updated_ns - second.opened_ns) // SECOND)
+
+
+@pytest.mark.parametrize("match_first", [True, False])
+def test_agreement_that_changes_no_level(match_first):
+    """What is critical already is still told when the model comes to agree."""
+    witnesses = [match(level=Level.CRITICAL), anomaly(SHELL, 1)]
+    *_, last = flat(tell(Incidents(), *(witnesses if match_first else witnesses[::-1])))
+
+    assert (last.level, last.verdict.agreed) == (Level.CRITICAL, True)
+
+
+def test_agreement_after_a_stranger():
+    """An anomaly that agrees with nothing doesn't hide the next one, that does."""
+    told = tell(
+        Incidents(),
+        match(CAT, 0, Level.CRITICAL),
+        anomaly(ID, 1, p_value=1e-9),
+        anomaly(CAT, 2, p_value=1e-5),
+    )
+
+    assert [alert.verdict.agreed for alert in flat(told)] == [False, False, True]
+    assert flat(told)[-1].anomalies[0].p_value == 1e-5
+
+
+def test_harmless_agreement_lifts_nothing_else():
+    """A mild match that agrees doesn't make a high one that stands alone critical, nor worth blocking."""
+    *_, last = flat(
+        tell(Incidents(), match(ID, 0, Level.HIGH, "bad"), match(CAT, 1, Level.LOW, "mild"), anomaly(CAT, 2))
+    )
+
+    assert (last.level, last.verdict.agreed, last.verdict.action) == (Level.HIGH, False, "alert")
+
+
+def test_later_match_that_agrees():
+    """Where a rule's first match agrees with nothing and a later one does, that one is the evidence."""
+    *_, last = flat(tell(Incidents(), match(ID, 0), match(CAT, 1), anomaly(CAT, 2)))
+
+    assert (last.matches[0].event.process.exe, last.evidence[0].count) == ("/bin/cat", 2)
+    assert last.verdict.agreed
+
+
+def test_branches_stay_apart():
+    """The service's own windows concern both branches, and take nothing from one into the other."""
+    incidents = Incidents()
+    first = match(SHELL, 0, rule="first")
+    told = tell(incidents, first, anomaly(SHELL, 0.5), anomaly(HTTPD, 1))
+    ended = newest(told)
+    second = match(OTHER_SHELL, 4, rule="second")
+    after = tell(incidents, second, anomaly(OTHER_SHELL, 4.5), anomaly(HTTPD, 5), anomaly(HTTPD, 6))
+
+    assert len(ended) == 1
+    assert len(newest(after)) == 1
+    assert not ended.keys() & newest(after).keys()
+    assert [(second,)] == [alert.matches for alert in newest(after).values()]
+    assert all(alert.verdict.agreed for alert in newest(after).values())
+
+
+def test_services_window_upgrades_all_that_wait():
+    """A window of the service agrees with each branch that a rule spoke of, once."""
+    incidents = Incidents()
+    branches = [child(HTTPD, 100 + n, "/bin/sh") for n in range(3)]
+    opened = flat(tell(incidents, *(match(b, n, rule=f"rule {n}") for n, b in enumerate(branches))))
+    (upgraded, again) = tell(incidents, anomaly(HTTPD, 5), anomaly(HTTPD, 6))
+
+    assert {alert.id for alert in opened} == {alert.id for alert in upgraded}
+    assert len(upgraded) == 3
+    assert {(2, Level.HIGH)} == {(alert.revision, alert.level) for alert in upgraded}
+    assert again == []
+
+
+def test_take_over():
+    """A rule's match upgrades the incident that the service's window opened; the next branch has its own."""
+    incidents = Incidents()
+    (first,), (second,), (third,) = tell(
+        incidents, anomaly(HTTPD, 0), match(SHELL, 1, rule="a"), match(OTHER_SHELL, 2, rule="b")
+    )
+
+    assert (first.id, 2, Level.HIGH) == (second.id, second.revision, second.level)
+    assert (third.revision, third.level, len(third.matches)) == (1, Level.HIGH, 1)
+    assert third.id != first.id
+    assert tell(incidents, match(SHELL, 3, rule="a"), anomaly(SHELL, 4), anomaly(HTTPD, 5)) == [[], [], []]
+
+
+def test_services_match():
+    """A match of the service itself agrees with a branch's anomaly, and upgrades that incident."""
+    (first,), (second,), third = tell(Incidents(), anomaly(SHELL, 0), match(HTTPD, 1), anomaly(SHELL, 2))
+
+    assert (first.id, 2, True, []) == (second.id, second.revision, second.verdict.agreed, third)
+
+
+def test_quiet():
+    """After a while of quiet the branch's next witness opens an incident of its own."""
+    incidents = Incidents(quiet_ns=300 * SECOND, fold_ns=0)
+    first, second, third = tell(incidents, match(SHELL, 0), match(SHELL, 299), match(SHELL, 599))
+
+    assert [len(first), len(second), len(third)] == [1, 0, 2]
+    assert first[0].id != third[-1].id
+
+
+def test_below_every_threshold():
+    """What is not unusual says nothing, and can't agree."""
+    told = tell(Incidents(), anomaly(level=Level.NONE), match(SHELL, 1), anomaly(SHELL, 2, Level.NONE))
+
+    assert [len(alerts) for alerts in told] == [0, 1, 0]
+    assert not told[1][0].verdict.agreed
+
+
+def test_known_evidence():
+    """More of the same is counted, and told at the end."""
+    incidents = Incidents()
+    told = tell(incidents, match(CAT, 0), match(CAT, 1), match(ID, 2))
+    (last,) = incidents.finish()
+
+    assert [len(alerts) for alerts in told] == [1, 0, 0]
+    assert (
+        last.revision,
+        last.evidence[0].count,
+        last.evidence[0].last_ns - last.evidence[0].first_ns,
+    ) == (2, 3, 2 * SECOND)
+    assert list(incidents.finish()) == []
+
+
+def test_new_rule():
+    """Another rule is something new, also if it is milder."""
+    told = tell(Incidents(), match(rule="bad"), match(at=1, rule="mild", level=Level.LOW))
+
+    assert [alert.revision for alert in flat(told)] == [1, 2]
+    assert [m.rule.id for m in told[1][0].matches] == ["bad", "mild"]
+
+
+def shells(count):
+    """Return as many branches of the service, that look alike."""
+    return [child(HTTPD, 1000 + n, "/bin/sh") for n in range(count)]
+
+
+def test_repeats():
+    """What looks like an alert already told is counted there, and told at the end."""
+    incidents = Incidents()
+    told = tell(incidents, *(match(shell, n) for n, shell in enumerate(shells(5))))
+    (last,) = incidents.finish()
+
+    assert [len(alerts) for alerts in told] == [1, 0, 0, 0, 0]
+    assert (told[0][0].id, 2, 4, 4) == (
+        last.id,
+        last.revision,
+        last.repeats,
+        (last.updated_ns - last.opened_ns) // SECOND,
+    )
+
+
+def test_other_programs():
+    """The same rule on another program, or in another service, is no repeat."""
+    told = tell(Incidents(), match(SHELL, 0), match(child(HTTPD, 50, "/bin/dash"), 1), match(JOB, 2))
+
+    assert [len(alerts) for alerts in told] == [1, 1, 1]
+
+
+def test_folded_gets_worse():
+    """A folded incident that gets worse is told after all, and counted nowhere any more."""
+    incidents = Incidents()
+    one, two, three = shells(3)
+    (first,), _, (worse,), _ = tell(incidents, match(one, 0), match(two, 1), anomaly(two, 2), match(three, 3))
+    rest = [(alert.id, alert.repeats) for alert in incidents.finish()]
+
+    assert (first.level, worse.level, worse.revision) == (Level.MEDIUM, Level.HIGH, 1)
+    assert first.id != worse.id
+    assert [(worse.id, 1)] == rest
+
+
+def test_folded_grows():
+    """A folded incident in which another rule speaks is no repeat any more: told, and counted nowhere."""
+    incidents = Incidents()
+    one, two = shells(2)
+    (first,), _, (other,) = tell(incidents, match(one, 0), match(two, 1), match(two, 2, rule="another"))
+
+    assert first.id != other.id
+    assert list(incidents.finish()) == []
+
+
+def test_told_incident_is_not_folded():
+    """An incident once told keeps being told under its own id, whatever it looks like by now."""
+    incidents = Incidents()
+    one, two = shells(2)
+    told = tell(
+        incidents,
+        match(one, 0, rule="a"),
+        match(one, 1, rule="b", level=Level.HIGH),
+        match(two, 2, rule="b", level=Level.LOW),
+        match(two, 3, rule="a", level=Level.HIGH),
+    )
+
+    assert [len(alerts) for alerts in told] == [1, 1, 1, 1]
+    assert [(told[2][0].id, 2, Level.HIGH)] == [(a.id, a.revision, a.level) for a in told[3]]
+
+
+def test_fold_ends():
+    """Long after it was told an alert counts no more: its count is told, and the next one is told anew."""
+    incidents = Incidents(fold_ns=3600 * SECOND, quiet_ns=10 * SECOND)
+    told = tell(incidents, *(match(shell, 1000 * n) for n, shell in enumerate(shells(6))))
+
+    assert [(n, alert.revision, alert.repeats) for n, alerts in enumerate(told) for alert in alerts] == [
+        (0, 1, 0),
+        (4, 2, 3),
+        (4, 1, 0),
+    ]
+    assert [alert.repeats for alert in incidents.finish()] == [1]
+
+
+@pytest.mark.parametrize("lossy", ["batch", "window", "borrowed", None])
+def test_lossy(lossy):
+    """A loss meanwhile is among the reasons, also if it concerns only a window that another branch lent."""
+    incidents = Incidents()
+    if lossy == "borrowed":
+        list(incidents.anomaly(anomaly(HTTPD, 0), lossy=True))
+        list(incidents.match(match(OTHER_SHELL, 0, rule="first")))
+    else:
+        list(incidents.anomaly(anomaly(SHELL, 0, lossy=lossy == "window"), lossy=lossy == "batch"))
+    *_, last = incidents.match(match(SHELL, 1))
+
+    assert (lossy is not None) == any("were lost" in reason for reason in last.verdict.reasons)
+
+
+def test_unseen():
+    """So is that training never saw the executable."""
+    *_, last = flat(tell(Incidents(), anomaly(unseen=True), match(at=1)))
+
+    assert any("never saw" in reason for reason in last.verdict.reasons)
+
+
+def test_many_rules():
+    """Evidence is bounded; what is worse than all that is there still gets in."""
+    incidents = Incidents()
+    tell(incidents, *(match(rule=f"rule {n}", level=Level.LOW) for n in range(200)))
+    mild, (bad,) = tell(incidents, match(rule="mild", level=Level.LOW), match(rule="bad", level=Level.HIGH))
+
+    assert mild == []
+    assert (bad.level, len(bad.matches), bad.matches[0].rule.id) == (Level.HIGH, 50, "bad")
+
+
+def test_many_anomalies():
+    """The most unusual are kept, the last of them stands for the rest: nothing is uncounted."""
+    incidents = Incidents()
+    tell(incidents, match(CAT, 0), *(anomaly(ID, 1, p_value=10.0 ** (-3 - n)) for n in range(20)))
+    ((last,),) = tell(incidents, anomaly(CAT, 2, p_value=1e-3))
+    counts = [e.count for e in last.evidence if e.anomaly is not None]
+
+    assert (counts, sum(counts)) == ([1, 1, 1, 1, 17], 21)
+    assert [pytest.approx(a.p_value) for a in last.anomalies] == [1e-3, 1e-22, 1e-21, 1e-20, 1e-19]
+    assert last.verdict.agreed
+
+
+def test_many_branches():
+    """What is kept is bounded, whatever comes."""
+    incidents = Incidents(limit=10, within_ns=10**9 * SECOND, quiet_ns=10**9 * SECOND)
+    for n in range(300):
+        service = Process(ProcessKey(10_000 + n, 1), exe=f"/usr/sbin/service{n}")
+        branch = child(service, 20_000 + n, f"/bin/program{n}")
+        tell(incidents, match(branch, n), anomaly(branch, n))
+
+    assert [len(incidents._open), len(incidents._told), len(incidents._recent)] == [10, 10, 10]
+
+
+def test_flood_in_one_service():
+    """Nor do a service's witnesses pile up; and one process can't flush out another's by repeating itself."""
+    incidents = Incidents()
+    tell(incidents, match(SHELL, 0), *(match(OTHER_SHELL, 1, rule="noise") for _ in range(1000)))
+    tell(incidents, *(anomaly(JOB, 1) for _ in range(1000)))
+    tell(incidents, *(match(shell, 1, rule="noise") for shell in shells(200)))
+    ((upgraded,),) = tell(incidents, anomaly(SHELL, 2))
+    tell(incidents, *(match(shell, 3, rule="noise") for shell in shells(1000)))
+
+    assert (True, SHELL.key) == (upgraded.verdict.agreed, upgraded.process.key)
+    assert all(len(r.matches) <= 256 >= len(r.anomalies) for r in incidents._recent.values())
+
+
+def test_forgotten():
+    """Nothing that can't agree any more is remembered."""
+    incidents = Incidents()
+    tell(incidents, match(SHELL, 0), anomaly(JOB, 400))
+
+    assert [CROND.key] == list(incidents._recent)
+    assert [JOB.key] == list(incidents._open)
+
+
+def test_counts_of_what_goes():
+    """An alert that has to go to make room has its counts told first."""
+    incidents = Incidents(limit=2)
+    one, two = shells(2)
+    tell(incidents, match(one, 0), match(two, 1))
+    told = flat(tell(incidents, match(SHELL, 2, rule="b"), match(JOB, 3, rule="c")))
+
+    assert [(a.matches[0].rule.id, a.repeats) for a in told] == [("b", 0), ("c", 0), ("web shell", 1)]
+
+
+_processes = st.sampled_from([HTTPD, SHELL, CAT, ID, OTHER_SHELL, CROND, JOB])
+_times = st.floats(0, 500, allow_nan=False)
+_RULES = [(level, f"rule {level}") for level in Level if level]
+_witnesses = st.lists(
+    st.one_of(
+        st.builds(
+            lambda process, at, rule: match(process, at, *rule), _processes, _times, st.sampled_from(_RULES)
+        ),
+        st.builds(
+            anomaly,
+            _processes,
+            _times,
+            st.sampled_from([Level.LOW, Level.MEDIUM]),
+            st.floats(1e-12, 1e-3),
+            lossy=st.booleans(),
+        ),
+    ),
+    max_size=30,
+)
+
+
+def run(witnesses):
+    """Return all alerts, the end's included."""
+    incidents = Incidents(within_ns=T * SECOND)
+    return [*flat(tell(incidents, *witnesses)), *incidents.finish()]
+
+
+@given(_witnesses)
+def test_same_again(witnesses):
+    """The same witnesses lead to the same alerts, ids included."""
+    assert [a.to_plain() for a in run(witnesses)] == [a.to_plain() for a in run(witnesses)]
+
+
+@settings(max_examples=300)
+@given(_witnesses)
+def test_life_of_an_incident(witnesses):
+    """Revisions count up, levels never fall, every level has its reason, and agreement its pair."""
+    alerts = run(witnesses)
+    for id_ in {alert.id for alert in alerts}:
+        life = [alert for alert in alerts if alert.id == id_]
+
+        assert list(range(1, len(life) + 1)) == [alert.revision for alert in life]
+        assert sorted(alert.level for alert in life) == [alert.level for alert in life]
+    for alert in alerts:
+        pairs = [
+            (m, a)
+            for m in [w for w in witnesses if isinstance(w, Match)]
+            for a in alert.anomalies
+            if m.rule.id in {known.rule.id for known in alert.matches}
+            and related(m.event.process, a.window.process)
+            and abs(m.event.time_ns - a.window.last_ns) <= T * SECOND
+        ]
+
+        assert alert.verdict.reasons
+        assert pairs or not alert.verdict.agreed
+        assert alert.matches or alert.level <= Level.MEDIUM
+
+
+@given(_witnesses)
+def test_nothing_is_untold(witnesses):
+    """Each rule that matched a service stands in some alert of it, and each alert is at least as bad as its rules."""
+    alerts = run(witnesses)
+    matched = {(w.rule, w.event.process.service_exe) for w in witnesses if isinstance(w, Match)}
+    told = {(m.rule, m.event.process.service_exe) for alert in alerts for m in alert.matches}
+
+    assert matched == told
+    assert all(alert.level >= m.rule.level for alert in alerts for m in alert.matches)
+
+
+def test_ids():
+    """Short, in hexadecimal, and different for what differs."""
+    witnesses = [match(shell, n % 3, rule=f"rule {n}") for n, shell in enumerate(shells(100))]
+    ids = [alert.id for alert in flat(tell(Incidents(), *witnesses))]
+
+    assert len(set(ids)) == 100
+    assert all(len(i) == 12 and int(i, 16) >= 0 for i in ids)

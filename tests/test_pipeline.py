@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The walk: every item once, in order, and every one accounted for."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_up import CAT, HTTPD, OTHER_SHELL, SECOND, SHELL, START, child, events
+from small_host import ATTACK, make_windows
+
+from ksentinel.detectors.calibration import Calibration
+from ksentinel.detectors.model import Model
+from ksentinel.detectors.ngram import NGramModel
+from ksentinel.detectors.profiles import Profiles
+from ksentinel.detectors.stide import Stide
+from ksentinel.event import ExecEvent, Origin, SyscallEvent
+from ksentinel.explain.explanation import Explainer
+from ksentinel.incident import Incidents
+from ksentinel.level import Level
+from ksentinel.pipeline import Pipeline
+from ksentinel.recording import Reader, Writer
+from ksentinel.rules.fields import sources
+from ksentinel.rules.ruleset import EXAMPLE, RuleSet
+from ksentinel.rules.sigma import compile_rule
+from ksentinel.store import to_json
+from ksentinel.window import Window
+
+FIT, CALIBRATE = make_windows(60, seed=1), make_windows(60, seed=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Return a model of a small host."""
+    members = [NGramModel().fit(FIT), Stide().fit(FIT)]
+    profiles = Profiles.among(w.profile for w in FIT)
+    names = [profiles.find(w.profile)[0] for w in CALIBRATE]
+    return Model(members, {m.name: Calibration().fit(m.score(CALIBRATE), names) for m in members}, profiles)
+
+
+@pytest.fixture(scope="module")
+def rules():
+    """Return a rule that fires when cat is run."""
+    return RuleSet([compile_rule(EXAMPLE, "cat.yml", sources())])
+
+
+class Batches:
+    """A stream of *batches*; *losses* says how much is lost by the time each of them comes."""
+
+    def __init__(self, *batches, losses=(), before=0):
+        self.batches = batches
+        self.losses = iter(losses)
+        self._lost = before
+
+    def __iter__(self):
+        """Yield the batches."""
+        for batch in self.batches:
+            self._lost = next(self.losses, self._lost)
+            yield batch
+
+    def account(self):
+        """Return no counters."""
+        return {}
+
+    def lost(self):
+        """Return what was lost so far."""
+        return self._lost
+
+
+def cat(at=0.0, process=CAT):
+    """Return the exec that the rule is about."""
+    return ExecEvent(
+        time_ns=START + round(at * SECOND), process=process, tid=process.key.pid, origin=Origin.BPF
+    )
+
+
+def attack(at=0.0, process=CAT, **fields):
+    """Return an unusual window."""
+    last_ns = START + round(at * SECOND)
+    return replace(ATTACK, process=process, tid=process.key.pid, first_ns=last_ns, last_ns=last_ns, **fields)
+
+
+NOTHING = SyscallEvent(time_ns=START, process=HTTPD, tid=10, origin=Origin.BPF, syscall="close")
+
+
+def test_agree(rules, model):
+    """Rule and model meet: one incident, told twice, explained each time."""
+    pipeline = Pipeline(rules, model, Incidents(), explain=Explainer(model))
+    alerts = list(pipeline.walk(Batches([NOTHING, cat(), NORMAL], [attack(1)])))
+
+    assert [(a.revision, a.verdict.agreed) for a in alerts] == [(1, False), (2, True)]
+    assert all("cat" in a.explanation["paragraph"] for a in alerts)
+    assert pipeline.account() == {
+        "items": 4,
+        "events": 2,
+        "windows": 2,
+        "windows_scored": 2,
+        "windows_unscored": 0,
+        "tokens_scored": 128,
+        "windows_flagged": 1,
+        "matches": 1,
+        "alerts": 1,
+        "revisions": 1,
+    }
+
+
+NORMAL = CALIBRATE[0]
+
+
+def test_without_model(rules):
+    """Without a model the rules go on, and windows are counted as what they are."""
+    pipeline = Pipeline(rules, None, Incidents())
+    (alert,) = pipeline.walk(Batches([cat(), attack(), attack(1)], []))
+    account = pipeline.account()
+
+    assert (alert.matches[0].event, {}) == (cat(), alert.explanation)
+    assert tuple(
+        account[k] for k in ("items", "events", "windows", "windows_scored", "windows_unscored")
+    ) == (3, 1, 2, 0, 2)
+
+
+def test_other_origin(rules, model):
+    """A model has no say in another collector's windows; the others of the batch keep their answers."""
+    seen = []
+    pipeline = Pipeline(rules, model, Incidents(), watch=seen.append)
+    batch = [attack(n, origin=o) for n, o in enumerate([Origin.AUDIT, Origin.BPF, Origin.AUDIT, Origin.BPF])]
+    list(pipeline.walk(Batches(batch)))
+    account = pipeline.account()
+
+    assert [batch[1], batch[3]] == [anomaly.window for anomaly in seen]
+    assert (4, 2, 2, 2 * len(ATTACK.tokens)) == tuple(
+        account[k] for k in ("windows", "windows_scored", "windows_unscored", "tokens_scored")
+    )
+
+
+def test_watched(rules, model):
+    """A live display sees every scored window, harmless ones too, in order."""
+    seen = []
+    pipeline = Pipeline(rules, model, Incidents(), watch=seen.append)
+    alerts = list(pipeline.walk(Batches([NORMAL, cat(), attack(1)], [CALIBRATE[1]])))
+
+    assert [NORMAL, attack(1), CALIBRATE[1]] == [anomaly.window for anomaly in seen]
+    assert [anomaly.level for anomaly in seen] == [Level.NONE, Level.MEDIUM, Level.NONE]
+    assert [a.verdict.agreed for a in alerts][1:] == [True]
+
+
+def test_order(rules, model):
+    """What comes first opens the incident: items are taken in their order, not windows or events first."""
+    shells = [child(HTTPD, 100 + n, "/bin/cat") for n in range(4)]
+    for batch in ([cat(0, shells[0]), attack(1, shells[0])], [attack(0, shells[1]), cat(1, shells[1])]):
+        first, second = Pipeline(rules, model, Incidents()).walk(Batches(batch))
+
+        assert [isinstance(batch[0], ExecEvent), True] == [bool(first.matches), bool(second.matches)]
+        assert first.id == second.id
+
+
+@pytest.mark.parametrize(
+    ("losses", "before", "lossy"),
+    [
+        ((0, 0, 0), 0, [False, False, False]),
+        ((0, 3, 3), 0, [False, True, False]),
+        ((5, 5, 9), 5, [False, False, True]),
+        ((6, 6, 6), 5, [True, False, False]),
+    ],
+)
+def test_lossy(rules, losses, before, lossy):
+    """An alert says that something was lost while its batch was gathered, and only then."""
+    processes = [child(HTTPD, 100 + n, f"/bin/{n}/cat") for n in range(3)]
+    stream = Batches(*([cat(n, p)] for n, p in enumerate(processes)), losses=losses, before=before)
+    alerts = Pipeline(rules, None, Incidents()).walk(stream)
+
+    assert lossy == [any("were lost" in reason for reason in a.verdict.reasons) for a in alerts]
+
+
+def test_repeats_at_the_end(rules):
+    """When the stream ends, what was counted is told."""
+    pipeline = Pipeline(rules, None, Incidents())
+    batch = [cat(n, child(SHELL, 100 + n, "/bin/cat")) for n in range(5)]
+    first, last = pipeline.walk(Batches(batch))
+
+    assert (first.evidence[0].count, last.evidence[0].count) == (1, 5)
+    assert (pipeline.account()["alerts"], pipeline.account()["revisions"]) == (1, 1)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.lists(events | st.sampled_from([NORMAL, ATTACK, attack(origin=Origin.AUDIT), cat()]), max_size=4),
+        max_size=3,
+    ),
+    st.booleans(),
+)
+def test_adds_up(rules, model, batches, with_model):
+    """Whatever comes, the counters add up, and each alert can be explained and written."""
+    used = model if with_model else None
+    pipeline = Pipeline(rules, used, Incidents(), explain=Explainer(used))
+    alerts = list(pipeline.walk(Batches(*batches)))
+    account = pipeline.account()
+
+    assert account["items"] == account["events"] + account["windows"] == sum(map(len, batches))
+    assert account["windows"] == account["windows_scored"] + account["windows_unscored"]
+    assert account["windows_flagged"] <= account["windows_scored"]
+    assert len(alerts) == account["alerts"] + account["revisions"]
+    assert len({a.id for a in alerts}) == account["alerts"]
+    assert all(to_json(a.to_plain()) for a in alerts)
+
+
+def test_replay(rules, model, tmp_path):
+    """A recording walked twice gives the same JSON, byte for byte; and the same as its items walked directly."""
+    path = tmp_path / "x.ksr"
+    items = [cat(), NORMAL, attack(1), cat(2, child(OTHER_SHELL, 300, "/bin/\udcff/cat")), attack(3, HTTPD)]
+    with Writer(path, {"arch": "x86_64"}) as writer:
+        for item in items:
+            writer.write([item])
+
+    def walk(stream):
+        pipeline = Pipeline(rules, model, Incidents(), explain=Explainer(model))
+        return [to_json(alert.to_plain()) for alert in pipeline.walk(stream)]
+
+    with Reader(path) as reader:
+        once, again = walk(reader), walk(reader)
+
+    assert once == again == walk(Batches(items))
+    assert len(once) >= 3
+
+
+def test_nothing(rules, model):
+    """An empty stream is no alert and no count."""
+    pipeline = Pipeline(rules, model, Incidents())
+
+    assert list(pipeline.walk(Batches([], []))) == []
+    assert {0} == set(pipeline.account().values())
+    assert isinstance(NORMAL, Window)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people are shown."""
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from ksentinel import report
+
+LIVE = {
+    "seen": 1000, "recorded": 900, "own": 100, "excluded": 0, "no_storage": 0, "contended": 0,
+    "windows_sent": 14, "windows_dropped": 1, "tokens_sent": 890, "tokens_dropped": 10,
+    "closed_full": 10, "closed_exit": 5, "closed_exec": 0, "closed_idle": 0, "closed_stop": 0,
+    "calls": 0, "calls_sent": 0, "calls_dropped": 0, "missed_runs": 0, "sequence_gaps": 2, "seconds": 1.5,
+}  # fmt: skip
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Return a function that runs something of the report on a terminal without colours, and returns the lines."""
+
+    def shown(show, *arguments, width=80, **options):
+        file = io.StringIO()
+        out = Console(file=file, width=width, highlight=False, force_terminal=True, color_system=None)
+        monkeypatch.setattr(report, "console", lambda: out)
+        show(*arguments, **options)
+        return file.getvalue().splitlines()
+
+    return shown
+
+
+def process(**more):
+    return {"pid": 7, "start_ns": 1, "exe": "/usr/bin/python3"} | more
+
+
+def alert(**more):
+    return {
+        "id": "0123456789ab", "updated": "2026-11-23T07:20:22.5+00:00", "opened": "2026-11-23T07:20:17.5+00:00",
+        "level": "high", "title": "Something", "repeats": 0, "process": process(), "action": "alert",
+        "explanation": {"paragraph": "In words."}, "reasons": ["a reason"], "evidence": [],
+    } | more  # fmt: skip
+
+
+def test_account(shown):
+    """What must add up comes first, with the numbers; counters at zero take one line."""
+    assert shown(report.account_table, LIVE) == [
+        "Accounting",
+        "  1,000  system calls seen = 900 recorded + 100 own + 0 excluded + 0 no storage",
+        "         + 0 contended",
+        "    900  tokens recorded = 890 sent + 10 dropped",
+        "     15  windows closed = 10 full + 5 exit + 0 exec + 0 idle + 0 stop = 14 sent",
+        "         + 1 dropped",
+        "      2  sequence gaps",
+        "  1.500  seconds",
+        "      0  missed runs",
+        "",
+    ]
+
+
+def test_account_that_does_not_add_up(shown):
+    """A difference is shown, never hidden."""
+    _, line, *_ = shown(
+        report.account_table, {"lines": 1200, "lines_in_events": 1000, "malformed": 3, "pending": 0}
+    )
+
+    assert line == "  1,200  audit lines ≠ 1,003 = 1,000 lines in events + 3 malformed + 0 pending"
+
+
+def test_every_counter_is_shown(shown):
+    """No counter is left out, whether it is part of a sum or not, and whether it is zero or not."""
+    account = {name: 1000 + i for i, name in enumerate(LIVE)}
+    text = " ".join(shown(report.account_table, account, width=1000))
+
+    assert [f"{number:,}" for number in account.values() if f"{number:,} " not in text] == []
+
+
+def test_losses_stand_out(capsys, monkeypatch):
+    """Whatever was lost is red."""
+    out = Console(width=80, highlight=False, force_terminal=True, color_system="standard")
+    monkeypatch.setattr(report, "console", lambda: out)
+    report.account_table(LIVE)
+
+    red = [part.partition("\x1b[0m")[0] for part in capsys.readouterr().out.split("\x1b[1;31m")[1:]]
+    assert red == ["10 dropped", "1 dropped", "      2  sequence gaps"]
+
+
+def test_no_account(shown):
+    """A recording that was killed has none, and says so."""
+    assert shown(report.account_table, {}) == ["Accounting", "  none was kept: recording was cut short", ""]
+
+
+def test_alerts(shown):
+    """Two lines an alert: what, and who."""
+    below = process(parent=process(pid=6, exe="/usr/sbin/nginx"), service={"pid": 6, "start_ns": 1})
+    apart = process(service={"pid": 5, "start_ns": 1, "exe": "/usr/sbin/cron"})
+    rows = [
+        alert(process=below, repeats=2),
+        alert(level="low", process=apart),
+        alert(process={**process(), "exe": ""}),
+    ]
+
+    assert shown(report.alerts_table, rows, limit=3) == [
+        "0123456789ab  2026-11-23 07:20:22  high  Something  +2 like it",
+        "                                         /usr/bin/python3 under /usr/sbin/nginx",
+        "0123456789ab  2026-11-23 07:20:22  low   Something",
+        "                                         /usr/bin/python3 under /usr/sbin/cron",
+        "0123456789ab  2026-11-23 07:20:22  high  Something",
+        "                                         an unknown program",
+        "",
+        "3 alerts, times in UTC; `ksentinel explain ID` says why; there may be more than",
+        "these 3: --limit",
+    ]
+
+
+def test_explanation_of_a_rule(shown):
+    """Who, which rule, on what, and each clause with the value it met."""
+    clauses = [
+        {
+            "selection": "s",
+            "field": "path",
+            "test": "endswith '/x'",
+            "value": "/a/x",
+            "span": [2, 4],
+            "negated": False,
+        },
+        {"selection": "f", "field": "Image", "test": "is '/y'", "value": None, "span": None, "negated": True},
+    ]
+    match = {
+        "rule": {"title": "A title", "level": "high", "file": "rules/a.yml"},
+        "clauses": clauses,
+        "event": {"process": process(argv=["python3", "shop.py"])},
+    }
+    told = alert(
+        process=process(parent=process(pid=1, exe="/sbin/init")), evidence=[{"count": 2, "match": match}]
+    )
+
+    assert shown(report.explanation, told) == [
+        " HIGH   Something",
+        "0123456789ab  2026-11-23 07:20:17 to 07:20:22 UTC  worth an alert",
+        "",
+        "In words.",
+        "",
+        "• a reason",
+        "",
+        "Who started whom",
+        "  1 /sbin/init",
+        "  └ 7 /usr/bin/python3",
+        "",
+        "Rule  A title (high, seen 2 times)",
+        "  rules/a.yml",
+        "  on 7 python3 shop.py",
+        "    s: path endswith '/x'  ← /a/x",
+        "    not f: Image is '/y'  ← -",
+    ]
+
+
+def test_files(shown):
+    """Each file with its numbers, and the first lines that made no sense."""
+    told = {
+        "file": "audit.log", "lines": 1234, "malformed": 3,
+        "malformed_at": [{"at": "audit.log:7", "reason": "blank line"}],
+    }  # fmt: skip
+    cut = {"file": "x.db", "items": 5, "complete": False}
+
+    assert shown(report.files_table, [told, cut]) == [
+        "audit.log: 1,234 lines, 3 malformed",
+        "  audit.log:7: blank line",
+        "  and 2 more malformed lines",
+        "x.db: 5 items, cut short (it has no account)",
+    ]
+
+
+def test_progress_is_for_terminals(capfd):
+    """Into a pipe there is no bar."""
+    with report.Progress() as progress:
+        progress.step("fitting", 0.5)
+
+    assert capfd.readouterr() == ("", "")
+
+
+WORDS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30), max_size=30)
+
+
+@given(WORDS, st.integers(30, 120), st.integers(0, 50), st.integers(0, 20))
+def test_wrapping(words, width, indent, first):
+    """No line is wider than the terminal, and nothing but blanks is lost."""
+    file = io.StringIO()
+    out = Console(file=file, width=width, highlight=False, color_system=None)
+    text = report.plain(" ".join(words))
+
+    report._hang(out, Text("  ") + text, indent, first=first)
+
+    lines = file.getvalue().split("\n")
+    assert [line for line in lines if cell_len(line) > width] == []
+    assert "".join("".join(lines).split()) == "".join(text.plain.split())
