@@ -557,6 +557,8 @@ def _live(
 
 
 def _keep(exes: list[str], pids: list[int]) -> Callable[[Any], bool] | None:
+    from ksentinel.event import ExecEvent
+
     if not exes and not pids:
         return None
     for exe in exes:
@@ -572,7 +574,9 @@ def _keep(exes: list[str], pids: list[int]) -> Callable[[Any], bool] | None:
 
     def keep(item: Any) -> bool:
         process = item.process
-        if process.exe in wanted or process.was in wanted:
+        if process.exe in wanted:
+            return True
+        if process.was in wanted and isinstance(item, ExecEvent):  # what it became, and no more of that
             return True
         return bool(numbers) and (
             process.key.pid in numbers or any(a.key.pid in numbers for a in process.ancestors())

@@ -14,6 +14,7 @@ from rich.text import Text
 from ksentinel.alert import Alert
 from ksentinel.printable import printable
 from ksentinel.support import Support
+from ksentinel.verdict import p_text
 
 STYLES = {
     "critical": "bold white on red",
@@ -371,9 +372,9 @@ def _p_values(out: Console, anomalies: Sequence[Mapping[str, Any]]) -> None:
     kept = f"{len(anomalies)} window{'' if len(anomalies) == 1 else 's'} kept, this one explained:"
     about = plain(f"compared with {profile}; {kept}", style="dim")
     _hang(out, Text.assemble(("Model  ", "bold"), about), 7)
-    out.print(plain(f"  p = {first['p_value']:.3g} ({first['level']}), decided by {first['decided_by']}"))
+    out.print(plain(f"  {p_text(first['p_value'])} ({first['level']}), decided by {first['decided_by']}"))
     for member in first["members"]:
-        out.print(plain(f"  {member['name']:10} score {member['score']:8.3f}   p = {member['p_value']:.3g}"))
+        out.print(plain(f"  {member['name']:10} score {member['score']:8.3f}   {p_text(member['p_value'])}"))
 
 
 def _ngrams(out: Console, ngrams: Sequence[Mapping[str, Any]]) -> None:

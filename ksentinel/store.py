@@ -24,6 +24,8 @@ from ksentinel.printable import printable_json
 
 SCHEMA = 1
 APPLICATION = 0x6B73616C  # "ksal"
+# The latter: a message of SQLite's with bytes from a damaged file that are no text, and JSON that is none.
+_DAMAGES = (sqlite3.Error, ValueError)
 _TABLES = """
 CREATE TABLE alert (id TEXT PRIMARY KEY, revision INTEGER NOT NULL, level INTEGER NOT NULL, title TEXT NOT NULL,
                     exe TEXT NOT NULL, service TEXT NOT NULL, opened_ns INTEGER NOT NULL, updated_ns INTEGER NOT NULL,
@@ -83,7 +85,7 @@ class Store:
             self._open()
         except BaseException as error:
             self._db.close()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, _DAMAGES):
                 raise self._no_store(error) from None
             raise
         return self
@@ -109,7 +111,7 @@ class Store:
         )
         try:
             self._db.execute("INSERT OR REPLACE INTO alert VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        except sqlite3.Error as error:
+        except _DAMAGES as error:
             raise InputError(
                 f"an alert can't be stored: {error}", at=self.path, remedy="is the disk full?"
             ) from None
@@ -150,10 +152,10 @@ class Store:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, ValueError) as error:
+        except _DAMAGES as error:
             raise InputError(f"is damaged: {error}", at=self.path, remedy="name another by --store") from None
 
-    def _no_store(self, error: sqlite3.Error) -> InputError:
+    def _no_store(self, error: Exception) -> InputError:
         return InputError(f"is no store, or damaged: {error}", at=self.path, remedy="name another by --store")
 
     def _check_owner(self) -> None:

@@ -141,7 +141,9 @@ def program(kind: probe.ProgramType, code: int | None, needed_for: tuple[str, ..
         return Support(name, True, "a program of this type loads", "", needed_for)
     remedy = "a kernel that offers it (6.1 or later)"
     if code == errno.EPERM:
-        remedy = "run as root (sudo)" if os.geteuid() else "a container needs CAP_BPF and CAP_PERFMON for that"
+        remedy = (
+            "run as root (sudo)" if os.geteuid() else "a container needs CAP_BPF and CAP_PERFMON for that"
+        )
     return Support(name, False, f"the kernel refused one: {_errno(code)}", remedy, needed_for)
 
 

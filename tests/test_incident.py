@@ -141,7 +141,7 @@ def test_branches_stay_apart():
     incidents = Incidents()
     first = match(SHELL, 0, rule="first")
     told = tell(incidents, first, anomaly(SHELL, 0.5), anomaly(HTTPD, 1))
-    ended = newest(told)
+    ended = newest([*told, list(incidents.finish())])
     second = match(OTHER_SHELL, 4, rule="second")
     after = tell(incidents, second, anomaly(OTHER_SHELL, 4.5), anomaly(HTTPD, 5), anomaly(HTTPD, 6))
 
@@ -150,6 +150,7 @@ def test_branches_stay_apart():
     assert not ended.keys() & newest(after).keys()
     assert [(second,)] == [alert.matches for alert in newest(after).values()]
     assert all(alert.verdict.agreed for alert in newest(after).values())
+    assert not ended.keys() & {alert.id for alert in incidents.finish()}
 
 
 def test_services_window_upgrades_all_that_wait():
@@ -163,6 +164,21 @@ def test_services_window_upgrades_all_that_wait():
     assert len(upgraded) == 3
     assert {(2, Level.HIGH)} == {(alert.revision, alert.level) for alert in upgraded}
     assert again == []
+
+
+def test_services_window_lifts_nothing_old():
+    """In a branch it agrees with what is recent there, not with an old match whose rule fired elsewhere just now."""
+    incidents = Incidents()
+    told = tell(
+        incidents,
+        match(SHELL, 0, Level.HIGH, "bad"),
+        match(SHELL, 100, Level.LOW, "mild"),
+        match(OTHER_SHELL, 100, Level.HIGH, "bad"),
+        anomaly(HTTPD, 101),
+    )
+    levels = {a.process.key: (a.level, a.verdict.agreed) for a in newest(told).values()}
+
+    assert levels == {SHELL.key: (Level.HIGH, False), OTHER_SHELL.key: (Level.CRITICAL, True)}
 
 
 def test_take_over():
@@ -303,7 +319,7 @@ def test_fold_ends():
     assert [alert.repeats for alert in incidents.finish()] == [1]
 
 
-@pytest.mark.parametrize("lossy", ["batch", "window", "borrowed", None])
+@pytest.mark.parametrize("lossy", ["batch", "window", "match", "borrowed", None])
 def test_lossy(lossy):
     """A loss meanwhile is among the reasons, also if it concerns only a window that another branch lent."""
     incidents = Incidents()
@@ -312,7 +328,7 @@ def test_lossy(lossy):
         list(incidents.match(match(OTHER_SHELL, 0, rule="first")))
     else:
         list(incidents.anomaly(anomaly(SHELL, 0, lossy=lossy == "window"), lossy=lossy == "batch"))
-    *_, last = incidents.match(match(SHELL, 1))
+    *_, last = incidents.match(match(SHELL, 1), lossy=lossy == "match")
 
     assert (lossy is not None) == any("were lost" in reason for reason in last.verdict.reasons)
 
@@ -407,6 +423,7 @@ _witnesses = st.lists(
         ),
     ),
     max_size=30,
+    unique_by=lambda w: w.event.time_ns if isinstance(w, Match) else w.window.last_ns,
 )
 
 

@@ -11,7 +11,8 @@ import ctypes.util
 import errno
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from ctypes import c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from itertools import pairwise
@@ -30,6 +31,8 @@ _MAX_PRINT = 17 << 20
 # bpf(2): commands used without libbpf's help.
 _BPF_OBJ_GET_INFO_BY_FD = 15
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
+_SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
+_MEMBARRIER_GLOBAL = 1
 
 PrintFn = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
@@ -245,6 +248,17 @@ def run_iterator(link_fd: int) -> None:
             pass
     finally:
         os.close(fd)
+
+
+def wait_for_programs(sleep: Callable[[float], None] = time.sleep) -> None:
+    """
+    Return when every run of a program that had begun has ended: detaching alone doesn't wait for them.
+
+    ``membarrier(2)`` with MEMBARRIER_CMD_GLOBAL waits for an RCU grace period, and programs run inside of one. A
+    kernel with ``nohz_full`` refuses it: there, time has to do.
+    """
+    if ctypes.CDLL(None).syscall(_SYS_MEMBARRIER[platform.machine()], _MEMBARRIER_GLOBAL, 0, 0):
+        sleep(0.1)
 
 
 class ProgramInfo(ctypes.Structure):

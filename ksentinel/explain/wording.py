@@ -132,7 +132,7 @@ def _how_often(p_value: float) -> str:
     if p_value > 0.5:
         return "most normal windows look like this"
     every = 1 / p_value
-    return f"about one in {round(every, 1 - floor(log10(every))):,.0f} normal windows looks like this"
+    return f"about one in {round(every, min(1 - floor(log10(every)), 0)):,.0f} normal windows looks like this"
 
 
 def _conclusion(alert: Alert) -> str:

@@ -35,7 +35,9 @@ def running(proc: Path = Path("/proc")) -> Iterator[Running]:
     user's executable) is empty.
     """
     found = []
-    for pid in sorted(int(entry.name) for entry in proc.iterdir() if entry.name.isascii() and entry.name.isdigit()):
+    for pid in sorted(
+        int(entry.name) for entry in proc.iterdir() if entry.name.isascii() and entry.name.isdigit()
+    ):
         try:
             found.append(_look(proc / str(pid), pid))
         except (FileNotFoundError, ProcessLookupError, NotADirectoryError, PermissionError):

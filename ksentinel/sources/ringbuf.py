@@ -15,7 +15,7 @@ from typing import Self
 
 from ksentinel import syscalls
 from ksentinel.bpf import abi
-from ksentinel.bpf.libbpf import Object, run_iterator
+from ksentinel.bpf.libbpf import Object, run_iterator, wait_for_programs
 from ksentinel.bpf.ring import Ring
 from ksentinel.errors import HostError
 from ksentinel.sources import Account
@@ -84,6 +84,8 @@ CAPTURES: dict[str, tuple[int, ...]] = {
 
 _SWEEP_EVERY = 1.0
 _SWEEPS = 10
+_GATHER = 0.05
+_FULL = 0.25
 _PROGRAMS = ("on_sys_enter", "on_fork", "on_exec", "on_exit")
 
 
@@ -103,8 +105,8 @@ class Collector:
         A thread that has slept this long on a part-filled window has it flushed.
     ring_bytes
         Size of the ring buffer; a power of two.
-    clock
-        Seconds, monotonic.
+    clock, sleep
+        Seconds, monotonic; and what waits for some.
 
     Raises
     ------
@@ -121,6 +123,7 @@ class Collector:
         idle_seconds: float = 2.0,
         ring_bytes: int = 16 << 20,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.path = path
         self.own_pid = own_pid
@@ -128,6 +131,7 @@ class Collector:
         self.idle_seconds = idle_seconds
         self.ring_bytes = ring_bytes
         self.clock = clock
+        self.sleep = sleep
         self._stack = ExitStack()
         self._records = 0
         self._duration = 0.0
@@ -157,7 +161,9 @@ class Collector:
 
     def poll(self, seconds: float = 0.2) -> list[memoryview]:
         """Return the records that have arrived, waiting at most *seconds* for the first; sweeps idle threads."""
-        self._ring.wait(seconds)
+        # One waking up for many records instead of one for each; a ring that fills up is emptied at once.
+        if self._ring.wait(seconds) and self._ring.fill < _FULL:
+            self.sleep(_GATHER)
         if self.clock() - self._swept >= _SWEEP_EVERY:
             run_iterator(self._sweeper)
             self._swept = self.clock()
@@ -167,9 +173,10 @@ class Collector:
         """Stop collecting, flush every thread, and yield all that is left."""
         self._configure(stopping=True)
         self._object.detach_program("on_sys_enter")
+        wait_for_programs()
         self._duration = self.clock() - self._started
-        # Threads that end meanwhile flush themselves: so the other programs stay until the sweep is through. One that
-        # was inside the collector when it was detached may be busy still: look again.
+        # No thread gains a token any more. Those that end meanwhile flush themselves, so the other programs stay until
+        # the sweep is through; one that was just doing so was busy, so look again.
         for _ in range(_SWEEPS):
             run_iterator(self._sweeper)
             while records := list(self._take()):
@@ -179,6 +186,7 @@ class Collector:
                 break
         for program in _PROGRAMS:
             self._object.detach_program(program)
+        wait_for_programs()
         while records := list(self._take()):
             yield records
 

@@ -4,7 +4,9 @@
 import ctypes
 import errno
 import os
+import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +93,17 @@ def test_libbpf_prints_nothing(found, capfd, tmp_path):
     assert capfd.readouterr() == ("", "")
     assert "no.bpf.o" in error.value.what
     assert "ELF" in error.value.what
+
+
+def test_long_messages(found):
+    """A message of many lines, as the verifier's log is, is kept to its end; what is no warning isn't kept."""
+    nothing = ctypes.create_string_buffer(64)  # a va_list
+    text = ctypes.create_string_buffer(b"\n".join(b"line %d" % n for n in range(9000)))
+    found._print(1, text, ctypes.addressof(nothing))
+    assert found.log == []
+
+    found._print(0, text, ctypes.addressof(nothing))
+    assert (len(found.log), found.log[-1]) == (libbpf._MAX_LOG, "line 8999")
 
 
 def test_not_compiled(tmp_path):
@@ -204,3 +217,31 @@ def test_everything_is_closed(found):
             one.attach("nothing")
 
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize(("answer", "slept"), [(0, []), (-1, [0.1])])
+def test_wait_for_programs(monkeypatch, answer, slept):
+    """A grace period is waited for; where the kernel refuses that, some time."""
+    asked, sleeps = [], []
+
+    def syscall(*words):
+        asked.append(words)
+        return answer
+
+    monkeypatch.setattr(libbpf, "ctypes", SimpleNamespace(CDLL=lambda _: SimpleNamespace(syscall=syscall)))
+    libbpf.wait_for_programs(sleeps.append)
+
+    assert asked == [(libbpf._SYS_MEMBARRIER[platform.machine()], 1, 0, 0)]
+    assert sleeps == slept
+
+
+def test_the_verifiers_verdict(found):
+    """A program that is refused says what the verifier said last, and not what libbpf makes of it."""
+    found.log += ["libbpf: prog 'p': -- BEGIN PROG LOAD LOG --", "1: (95) exit", "R0 !read_ok"]
+    found.log += [
+        "processed 2 insns (limit 1000000)",
+        "-- END PROG LOAD LOG --",
+        "libbpf: failed to load object",
+    ]
+
+    assert found.failure("loading", errno.EACCES).what == "loading: EACCES (Permission denied); R0 !read_ok"
