@@ -140,6 +140,8 @@ def program(kind: probe.ProgramType, code: int | None, needed_for: tuple[str, ..
     if code == 0:
         return Support(name, True, "a program of this type loads", "", needed_for)
     remedy = "a kernel that offers it (6.1 or later)"
+    if code == errno.ESRCH:
+        remedy = "a kernel with BTF, and a mounted /sys"
     if code == errno.EPERM:
         remedy = (
             "run as root (sudo)" if os.geteuid() else "a container needs CAP_BPF and CAP_PERFMON for that"

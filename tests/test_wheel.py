@@ -15,6 +15,7 @@ import pytest
 from small_host import make_windows
 
 import ksentinel
+from ksentinel.detectors.artifact import load
 from ksentinel.recording import Writer
 
 ROOT = Path(__file__).parent.parent
@@ -170,11 +171,10 @@ def test_replay(run):
 
 
 def test_train(run, tmp_path):
-    """A model can be trained, and is used."""
+    """A model can be trained."""
     with Writer(tmp_path / "normal.db", {"arch": platform.machine()}) as writer:
         writer.write(make_windows(60, processes=40))
-    trained = run("ksentinel", "train", "normal.db", "--out", "model")
-    replayed = run("ksentinel", "replay", "normal.db", "--model", "model", "--json")
+    ran = run("ksentinel", "train", "normal.db", "--out", "model")
 
-    assert (trained.returncode, trained.stderr) == (0, "")
-    assert json.loads(replayed.stdout.splitlines()[-1])["walk"]["windows_scored"] == 240
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert load(tmp_path / "model", arch=platform.machine(), uid=os.getuid()).arch == platform.machine()

@@ -143,5 +143,5 @@ def _conclusion(alert: Alert) -> str:
             f"Rule and model speak of different processes or times and don't agree, so this is {alert.level}."
         )
     if alert.matches:
-        return f"The model has nothing to add, so the level is the rule's: {alert.level}."
+        return f"No model adds to that, so the level is the rule's: {alert.level}."
     return f"No rule speaks against it, so this is {alert.level} at most: unusual is not yet harmful."

@@ -38,7 +38,7 @@ def test_rule_alone():
     """Who did what, which rule, why, and that the model is silent."""
     assert paragraph(alert([match(CAT)]), {}) == (
         'cat (pid 12, started by sh, under httpd) ran "/bin/cat". The rule “Web shell” (medium) matched, because '
-        "Image is \"/bin/cat\" (endswith '/bin/cat'). The model has nothing to add, so the level is the rule's: medium."
+        "Image is \"/bin/cat\" (endswith '/bin/cat'). No model adds to that, so the level is the rule's: medium."
     )
 
 
