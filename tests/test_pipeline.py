@@ -182,7 +182,7 @@ def test_repeats_at_the_end(rules):
     assert (pipeline.account()["alerts"], pipeline.account()["revisions"]) == (1, 1)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.lists(events | st.sampled_from([NORMAL, ATTACK, attack(origin=Origin.AUDIT), cat()]), max_size=4),

@@ -58,7 +58,7 @@ def read_all(path):
         )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(st.lists(events | windows, max_size=4), max_size=3))
 def test_round_trip(tmp_path_factory, batches):
     """Every kind of item comes back, in order, undecodable bytes, ancestors and services included."""
@@ -384,7 +384,7 @@ def whole(tmp_path_factory):
     return write(path, ITEMS, many).read_bytes()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged(whole, tmp_path, data):
     """Wherever a file is cut or overwritten: it can be read, or the error names it; never anything else."""
