@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ksentinel import support
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -49,7 +51,24 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def pytest_collection_modifyitems(items):
-    if os.geteuid() != 0:
-        for item in items:
-            if item.get_closest_marker("root") or item.get_closest_marker("bpf"):
-                item.add_marker(pytest.mark.skip(reason="needs root"))
+    why = why_no_bpf() if any(item.get_closest_marker("bpf") for item in items) else None
+    for item in items:
+        if os.geteuid() and (item.get_closest_marker("root") or item.get_closest_marker("bpf")):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+        elif why is not None and item.get_closest_marker("bpf"):
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def why_no_bpf():
+    """
+    Return why BPF programs can't be loaded here, and the remedy; None if they can.
+
+    The collector itself is not asked: where programs of its kind load and it doesn't, tests fail.
+    """
+    if os.geteuid():
+        return None
+    asked = {"libbpf", "pid namespace", "BTF", "BPF raw_tp", "BPF iter/task", "ring buffer"}
+    for check in support.examine():
+        if check.name in asked and not check.ok:
+            return f"{check.name}: {check.reason} ({check.remedy})"
+    return None

@@ -175,11 +175,7 @@ def test_collector_refused(monkeypatch, tmp_path):
 
 @pytest.mark.bpf
 def test_collector_loads():
-    """The collector passes this kernel's verifier, if programs of its kind load here at all."""
-    tried = support.program(probe.RAW_TP, support._tried(probe.try_program, probe.RAW_TP), ())
-    if not tried.ok:
-        pytest.skip(tried.reason)
-
+    """The collector passes this kernel's verifier."""
     assert support.collector().ok
 
 
