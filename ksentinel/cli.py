@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: one function a subcommand: parse, call, print. The only place that asks for clock and host."""
+"""The command line: one function a subcommand: parse, call, print. Clock, user and signals come from `host`."""
 
 import errno
 import os
 import platform
 import pwd
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
 
 import ksentinel
+from ksentinel import host
 from ksentinel.config import Config
 from ksentinel.errors import InputError, KsentinelError, ModelError, UsageError
 from ksentinel.level import Level
 from ksentinel.printable import printable
 
 INTERRUPTED = 130
-SYSTEM_STORE = Path("/var/lib/ksentinel/alerts.db")
 
 # Typer has carried a click of its own since 0.21 and exports only a part of it: the errors of parsing by their base.
 _PARSE_ERROR: Any = typer.BadParameter.__base__
@@ -228,11 +226,11 @@ def record(
     seconds = parse_duration(duration)
     if out.exists():  # said before the kernel is asked for anything
         raise InputError("exists already", at=out, remedy="name another file, or remove it")
-    keep = _keep(exe or [], pid or [])
-    facts = _host_facts() | {"exe": exe or [], "pid": pid or []}
+    keep = host.keeping(exe or [], pid or [])
+    facts = host.facts() | {"exe": exe or [], "pid": pid or []}
     with ExitStack() as stack:
-        stop = stack.enter_context(_stopping(seconds))
-        stream = stack.enter_context(_live(settings, stop, keep))
+        stop = stack.enter_context(host.stopping(seconds))
+        stream = stack.enter_context(host.live(settings, stop, keep))
         writer = stack.enter_context(Writer(out, facts))
         _status(f"recording to {out}" + ("" if seconds is None else f" for {seconds:g} s") + "; Ctrl-C stops")
         for batch in stream:
@@ -342,14 +340,16 @@ def replay(
     with ExitStack() as stack:
         sources: list[Any] = [stack.enter_context(Reader(path)) for path in recorded]
         arch = _one_arch({_arch_of(source) for source in sources} or {platform.machine()})
-        redact = _redactor(settings)
+        redact = host.redactor(settings)
         audit = AuditLogs(logs, redact, None if sys.stdin is None else sys.stdin.buffer)
         if logs:
             sources.append(audit)
         pipeline = _pipeline(settings, rules, model, arch=arch)
         outlet = stack.enter_context(_outlet(store, json=json))
         if scores is not None:
-            pipeline.watch = stack.enter_context(_scores(scores))
+            from ksentinel.sinks.scores import Scores
+
+            pipeline.watch = stack.enter_context(Scores(scores))
         for source in sources:
             for alert in pipeline.walk(source):
                 outlet(alert)
@@ -379,11 +379,13 @@ def monitor(
     seconds = parse_duration(duration)
     pipeline = _pipeline(settings, rules, model, arch=platform.machine())
     with ExitStack() as stack:
-        stop = stack.enter_context(_stopping(seconds))
-        stream = stack.enter_context(_live(settings, stop))
-        outlet = stack.enter_context(_outlet(store or default_store(), json=json))
+        stop = stack.enter_context(host.stopping(seconds))
+        stream = stack.enter_context(host.live(settings, stop))
+        outlet = stack.enter_context(_outlet(store or host.default_store(), json=json))
         if scores is not None:
-            pipeline.watch = stack.enter_context(_scores(scores))
+            from ksentinel.sinks.scores import Scores
+
+            pipeline.watch = stack.enter_context(Scores(scores))
         alone = " by rules alone (no --model)" if model is None else ""
         _status(f"watching{alone}" + ("" if seconds is None else f" for {seconds:g} s") + "; Ctrl-C stops")
         for alert in pipeline.walk(stream):
@@ -409,7 +411,7 @@ def alerts(
         level = Level.parse(least)
     except ValueError as error:
         raise UsageError(f"--{error}") from None
-    with Store(store or _store_to_read(), _user()) as kept:
+    with Store(store or host.store_to_read(), host.user()) as kept:
         found = list(kept.alerts(least=level, limit=limit))
     if json:
         for alert in found:
@@ -428,35 +430,9 @@ def explain(
     from ksentinel.report import explanation
     from ksentinel.store import Store
 
-    with Store(store or _store_to_read(), _user()) as kept:
+    with Store(store or host.store_to_read(), host.user()) as kept:
         alert = kept.get(alert_id)
     _print_json(alert) if json else explanation(alert)
-
-
-def default_store() -> Path:
-    """Return where alerts are kept: system-wide for root, in the user's state folder otherwise."""
-    if os.geteuid() == 0:
-        return SYSTEM_STORE
-    state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not state.is_absolute():
-        try:
-            state = Path.home() / ".local/state"
-        except RuntimeError:
-            raise UsageError(
-                "this user has no home to keep alerts in", remedy="name a file by --store"
-            ) from None
-    return state / "ksentinel" / "alerts.db"
-
-
-def _store_to_read() -> Path:
-    path = default_store()
-    if not path.exists() and path != SYSTEM_STORE and SYSTEM_STORE.parent.exists():
-        raise InputError(
-            "there is no store",
-            at=path,
-            remedy=f"what root has monitored is in {SYSTEM_STORE}: use sudo; or name one by --store",
-        )
-    return path
 
 
 def parse_duration(text: str | None) -> float | None:
@@ -481,108 +457,8 @@ def parse_duration(text: str | None) -> float | None:
     return seconds
 
 
-def _user() -> int:
-    """Return whose files are trusted besides root's: the caller's, also through sudo (who could do as root anyway)."""
-    caller = os.environ.get("SUDO_UID", "")
-    return int(caller) if os.geteuid() == 0 and caller.isdigit() else os.getuid()
-
-
 def _config(path: Path | None) -> Config:
     return Config() if path is None else Config.load(path)
-
-
-def _redactor(settings: Config) -> Any:
-    from ksentinel.normalize.redact import Redactor
-
-    return Redactor() if settings.privacy.redact else None
-
-
-def _host_facts() -> dict[str, Any]:
-    from ksentinel.event import Origin
-
-    return {
-        "ksentinel": ksentinel.__version__,
-        "host": platform.node(),
-        "kernel": platform.release(),
-        "arch": platform.machine(),
-        "origin": str(Origin.BPF),
-        "started_ns": time.time_ns(),
-    }
-
-
-@contextmanager
-def _stopping(seconds: float | None) -> Iterator[Callable[[], bool]]:
-    """Give a function that tells when to stop: at a signal, or after *seconds*."""
-    signalled = False
-
-    def handler(_number: int, _frame: FrameType | None) -> None:
-        nonlocal signalled
-        signalled = True
-
-    caught = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
-        caught.append(signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in caught}
-    end = None if seconds is None else time.monotonic() + seconds
-    try:
-        yield lambda: signalled or (end is not None and time.monotonic() >= end)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-@contextmanager
-def _live(
-    settings: Config, stop: Callable[[], bool], keep: Callable[[Any], bool] | None = None
-) -> Iterator[Any]:
-    from ksentinel.normalize.bpf import BpfNormalizer
-    from ksentinel.normalize.processes import ProcessTable
-    from ksentinel.shipped import shipped
-    from ksentinel.sources.procfs import running
-    from ksentinel.sources.ringbuf import Collector
-    from ksentinel.streams import Live
-
-    epoch_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    arch = platform.machine()
-    normalizer = BpfNormalizer(ProcessTable(), epoch_ns, arch, _redactor(settings))
-    with Collector(
-        shipped("lsm_bpf/trace.bpf.o"),
-        os.getpid(),
-        arch,
-        idle_seconds=settings.collector.idle_seconds,
-        ring_bytes=settings.collector.ring_megabytes << 20,
-    ) as collector:
-        normalizer.known(running())
-        yield Live(collector, normalizer, stop, keep)
-
-
-def _keep(exes: list[str], pids: list[int]) -> Callable[[Any], bool] | None:
-    from ksentinel.event import ExecEvent
-
-    if not exes and not pids:
-        return None
-    for exe in exes:
-        # One that isn't there may be a container's; a bare name is a mistake, and nothing would ever be kept.
-        if not exe.startswith("/") and not Path(exe).is_file():
-            raise UsageError(
-                f"--exe {exe!r} is no file", remedy=f"name its path, e.g. --exe $(command -v {exe})"
-            )
-    for pid in pids:
-        if not Path("/proc", str(pid)).exists():
-            raise UsageError(f"--pid {pid}: there is no such process", remedy="`ps -e` lists them")
-    wanted, numbers = {str(Path(exe).resolve()) for exe in exes}, set(pids)
-
-    def keep(item: Any) -> bool:
-        process = item.process
-        if process.exe in wanted:
-            return True
-        if process.was in wanted and isinstance(item, ExecEvent):  # what it became, and no more of that
-            return True
-        return bool(numbers) and (
-            process.key.pid in numbers or any(a.key.pid in numbers for a in process.ancestors())
-        )
-
-    return keep
 
 
 def _pipeline(settings: Config, rules: list[Path] | None, folder: Path | None, *, arch: str) -> Any:
@@ -594,12 +470,12 @@ def _pipeline(settings: Config, rules: list[Path] | None, folder: Path | None, *
 
     paths = rules or [Path(path) for path in settings.rules.paths] or [shipped("rules")]
     users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
-    ruleset = RuleSet.load(paths, trusted_uids={0, _user()}, users=users)
+    ruleset = RuleSet.load(paths, trusted_uids={0, host.user()}, users=users)
     model = None
     if folder is not None:
         from ksentinel.detectors import artifact
 
-        model = artifact.load(folder, arch=arch, uid=_user())
+        model = artifact.load(folder, arch=arch, uid=host.user())
     times = settings.incident
     incidents = Incidents(
         within_ns=int(times.agree_seconds * SECOND),
@@ -659,7 +535,7 @@ def _outlet(store: Path | None, *, json: bool) -> Iterator[Callable[[Any], None]
     from ksentinel.store import Store
 
     with ExitStack() as stack:
-        kept = stack.enter_context(Store(store, _user(), write=True)) if store is not None else None
+        kept = stack.enter_context(Store(store, host.user(), write=True)) if store is not None else None
         sink = JsonLines(sys.stdout.buffer) if json else None
 
         def take(alert: Any) -> None:
@@ -673,40 +549,6 @@ def _outlet(store: Path | None, *, json: bool) -> Iterator[Callable[[Any], None]
                     alert_line(alert)
 
         yield take
-
-
-@contextmanager
-def _scores(path: Path) -> Iterator[Callable[[Any], None]]:
-    """Give a function that writes what the model says of a window."""
-    from ksentinel.store import to_json
-
-    try:
-        # Never over a file: a log to be replayed is soon named in the wrong place.
-        file = path.open("wb" if path.exists() and not path.is_file() else "xb")
-    except FileExistsError:
-        raise InputError("exists already", at=path, remedy="name another file, or remove it") from None
-    except OSError as error:
-        raise InputError(
-            f"can't be written: {error.strerror}", at=path, remedy="name another by --scores"
-        ) from None
-    with file:
-
-        def write(anomaly: Any) -> None:
-            window = anomaly.window
-            plain = {
-                "time_ns": window.last_ns,
-                "pid": window.process.key.pid,
-                "exe": window.process.exe,
-                "service": window.process.service_exe,
-                "tokens": len(window.tokens),
-                "p_value": anomaly.p_value,
-                "level": str(anomaly.level),
-                "unseen": anomaly.unseen,
-                "members": {m.name: [m.score, m.p_value] for m in anomaly.members},
-            }
-            file.write(to_json(plain) + b"\n")
-
-        yield write
 
 
 def _per_file(source: Any) -> Iterator[dict[str, Any]]:

@@ -29,9 +29,10 @@ from small_host import ATTACK, NGINX, SECOND, make_window, make_windows
 
 import ksentinel
 from ksentinel import pipeline, training
-from ksentinel.cli import _keep, default_store, main, parse_duration
+from ksentinel.cli import main, parse_duration
 from ksentinel.errors import UsageError
 from ksentinel.event import ExecEvent, Origin, Process, ProcessKey, SyscallEvent
+from ksentinel.host import default_store, keeping
 from ksentinel.recording import Reader, Writer
 from ksentinel.store import Store
 
@@ -844,7 +845,7 @@ def test_no_duration(text):
 
 def test_kept_executable():
     """Of --exe: what runs it, the event of becoming something else, and nothing of what came of it."""
-    keep = _keep(["/opt/a"], [])
+    keep = keeping(["/opt/a"], [])
     one = Process(ProcessKey(1, 1), exe="/opt/a")
     other = Process(ProcessKey(1, 1), exe="/opt/b", was="/opt/a")
     became = ExecEvent(time_ns=1, process=other, tid=1, origin=Origin.BPF)

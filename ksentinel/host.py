@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The host, as the rooms are handed it: its clock, its user, its signals, its live system calls.
+
+With `cli` the only place that asks for any of these.
+"""
+
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ksentinel
+from ksentinel.config import Config
+from ksentinel.errors import InputError, UsageError
+
+SYSTEM_STORE = Path("/var/lib/ksentinel/alerts.db")
+
+
+def default_store() -> Path:
+    """Return where alerts are kept: system-wide for root, in the user's state folder otherwise."""
+    if os.geteuid() == 0:
+        return SYSTEM_STORE
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not state.is_absolute():
+        try:
+            state = Path.home() / ".local/state"
+        except RuntimeError:
+            raise UsageError(
+                "this user has no home to keep alerts in", remedy="name a file by --store"
+            ) from None
+    return state / "ksentinel" / "alerts.db"
+
+
+def store_to_read() -> Path:
+    """Return `default_store` for reading; raises InputError if root keeps one and the user doesn't."""
+    path = default_store()
+    if not path.exists() and path != SYSTEM_STORE and SYSTEM_STORE.parent.exists():
+        raise InputError(
+            "there is no store",
+            at=path,
+            remedy=f"what root has monitored is in {SYSTEM_STORE}: use sudo; or name one by --store",
+        )
+    return path
+
+
+def user() -> int:
+    """Return whose files are trusted besides root's: the caller's, also through sudo (who could do as root anyway)."""
+    caller = os.environ.get("SUDO_UID", "")
+    return int(caller) if os.geteuid() == 0 and caller.isdigit() else os.getuid()
+
+
+def facts() -> dict[str, Any]:
+    """Return what a recording must know of this host."""
+    from ksentinel.event import Origin
+
+    return {
+        "ksentinel": ksentinel.__version__,
+        "host": platform.node(),
+        "kernel": platform.release(),
+        "arch": platform.machine(),
+        "origin": str(Origin.BPF),
+        "started_ns": time.time_ns(),
+    }
+
+
+def redactor(settings: Config) -> Any:
+    """Return what masks secrets; None if the configuration says to keep them."""
+    from ksentinel.normalize.redact import Redactor
+
+    return Redactor() if settings.privacy.redact else None
+
+
+@contextmanager
+def stopping(seconds: float | None) -> Iterator[Callable[[], bool]]:
+    """Give a function that tells when to stop: at a signal, or after *seconds*."""
+    signalled = False
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        nonlocal signalled
+        signalled = True
+
+    caught = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        caught.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in caught}
+    end = None if seconds is None else time.monotonic() + seconds
+    try:
+        yield lambda: signalled or (end is not None and time.monotonic() >= end)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def live(
+    settings: Config, stop: Callable[[], bool], keep: Callable[[Any], bool] | None = None
+) -> Iterator[Any]:
+    """Give the stream of this host's system calls, the collector attached; raises HostError."""
+    from ksentinel.normalize.bpf import BpfNormalizer
+    from ksentinel.normalize.processes import ProcessTable
+    from ksentinel.shipped import shipped
+    from ksentinel.sources.procfs import running
+    from ksentinel.sources.ringbuf import Collector
+    from ksentinel.streams import Live
+
+    epoch_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    arch = platform.machine()
+    normalizer = BpfNormalizer(ProcessTable(), epoch_ns, arch, redactor(settings))
+    with Collector(
+        shipped("lsm_bpf/trace.bpf.o"),
+        os.getpid(),
+        arch,
+        idle_seconds=settings.collector.idle_seconds,
+        ring_bytes=settings.collector.ring_megabytes << 20,
+    ) as collector:
+        normalizer.known(running())
+        yield Live(collector, normalizer, stop, keep)
+
+
+def keeping(exes: list[str], pids: list[int]) -> Callable[[Any], bool] | None:
+    """
+    Return a function that tells which items to keep: those of some executables, or of some processes' families.
+
+    None if both lists are empty: everything is kept. Raises UsageError for what can't be there.
+    """
+    from ksentinel.event import ExecEvent
+
+    if not exes and not pids:
+        return None
+    for exe in exes:
+        # One that isn't there may be a container's; a bare name is a mistake, and nothing would ever be kept.
+        if not exe.startswith("/") and not Path(exe).is_file():
+            raise UsageError(
+                f"--exe {exe!r} is no file", remedy=f"name its path, e.g. --exe $(command -v {exe})"
+            )
+    for pid in pids:
+        if not Path("/proc", str(pid)).exists():
+            raise UsageError(f"--pid {pid}: there is no such process", remedy="`ps -e` lists them")
+    wanted, numbers = {str(Path(exe).resolve()) for exe in exes}, set(pids)
+
+    def keep(item: Any) -> bool:
+        process = item.process
+        if process.exe in wanted:
+            return True
+        if process.was in wanted and isinstance(item, ExecEvent):  # what it became, and no more of that
+            return True
+        return bool(numbers) and (
+            process.key.pid in numbers or any(a.key.pid in numbers for a in process.ancestors())
+        )
+
+    return keep
