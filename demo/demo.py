@@ -235,14 +235,12 @@ def show(
 
     calm = [alert for alert in alerts if alert["updated_ns"] / 1e9 < calm_until]
     loud = [alert for alert in calm if LEVELS.index(alert["level"]) >= LEVELS.index("high")]
-    by_level = {
-        level: sum(a["level"] == level for a in calm)
+    by_level = ", ".join(
+        f"{sum(a['level'] == level for a in calm)} {level}"
         for level in LEVELS
-        if any(a["level"] == level for a in calm)
-    }
-    out.print(
-        f"Before the attacks: {len(calm)} alert(s) {by_level or ''}, of level high or above: {len(loud)}"
+        if level in {a["level"] for a in calm}
     )
+    out.print(f"Alerts before the attacks: {by_level or 'none'}; of level high or above: {len(loud)}")
     p_values(scores, attacks, calm_until)
     for attack in attacks:
         if attack.best is not None:
@@ -290,7 +288,7 @@ def p_values(scores: list[dict[str, Any]], attacks: list[Attack], calm_until: fl
     for name, values in groups.items():
         if values:
             table.add_row(
-                name, str(len(values)), f"{statistics.median(values):.2g}", f"{min(values):.2g}",
+                name, str(len(values)), f"{statistics.median(values):.2g}", "< 1e-06" if min(values) < 1e-6 else f"{min(values):.2g}",
                 str(sum(p <= 1e-3 for p in values)),
             )  # fmt: skip
     out.print(table)
