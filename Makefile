@@ -59,4 +59,5 @@ wheel: setup  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .
 
 clean:  ## remove everything made
-	rm -rf $(VENV) build dist lsm_bpf/*.o .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@[ ! -d build ] || rm -rf build 2>/dev/null || $(SUDO) rm -rf build  # with sudo, the demonstration's files are root's
+	rm -rf $(VENV) dist lsm_bpf/*.o .pytest_cache .mypy_cache .ruff_cache .hypothesis
