@@ -209,7 +209,6 @@ def show(
             "--store",
             store,
             "--json",
-            root=os.access(store, os.W_OK),
             to=told,
         )
     *persistence.alerts, audit = lines(work / "persistence.jsonl")
