@@ -30,6 +30,7 @@ from ksentinel.event import (
 )
 from ksentinel.normalize.processes import ProcessTable
 from ksentinel.normalize.redact import Redactor
+from ksentinel.normalize.sockaddr import socket_address
 from ksentinel.sources.auditlog import WINDOW_NS, AuditGroup, arguments
 from ksentinel.syscalls import AUDIT_ARCHES, INVALID, Abi, names, token
 
@@ -149,7 +150,6 @@ _PLAIN = frozenset(
     "BPRM_FCAPS CAPSET CWD EOE FD_PAIR MMAP OBJ_PID OPENAT2 PATH SOCKADDR SOCKETCALL SYSCALL".split()
 )
 _TEXTS = frozenset({"cmd", "cmdline", "data", "old-proctitle"})
-_FAMILIES = {1: "unix", 2: "inet", 10: "inet6", 16: "netlink"}
 
 
 class AuditNormalizer:
@@ -548,54 +548,11 @@ def _address(happened: _Happening) -> tuple[Address | None, bool]:
             raw = b""
         if raw:
             arch = int(happened.fields.get("arch", ""), 16) if happened.token != INVALID else _LITTLE_ENDIAN
-            address = sockaddr(raw, "little" if arch & _LITTLE_ENDIAN else "big")
+            address = socket_address(raw, "little" if arch & _LITTLE_ENDIAN else "big")
         else:
             address = _enriched_address(record.get("SADDR") or "")
         return address, address is not None
     return None, True
-
-
-def sockaddr(raw: bytes, order: str = "little") -> Address | None:
-    """
-    Return the address in a ``struct sockaddr``; None if it is cut.
-
-    Parameters
-    ----------
-    raw
-        As the kernel logs it in ``saddr=``.
-    order
-        Byte order of the machine, ``little`` or ``big``: the family is in it, ports never are.
-
-    Examples
-    --------
-    >>> str(sockaddr(bytes.fromhex("020001BBC00002010000000000000000")))
-    '192.0.2.1:443'
-    >>> sockaddr(bytes.fromhex("0100002F746D70")).path
-    '@/tmp'
-    """
-    if len(raw) < 2:
-        return None
-    number = int.from_bytes(raw[:2], "big" if order == "big" else "little")
-    family = _FAMILIES.get(number)
-    match family:
-        case "inet" if len(raw) >= 8:
-            return Address(family, str(IPv4Address(raw[4:8])), int.from_bytes(raw[2:4], "big"))
-        case "inet6" if len(raw) >= 24:
-            return Address(family, str(IPv6Address(raw[8:24])), int.from_bytes(raw[2:4], "big"))
-        case "unix":
-            return Address(family, path=_unix_path(raw[2:]))
-        case "netlink":
-            return Address(family)
-        case None:
-            return Address(f"af_{number}")
-    return None
-
-
-def _unix_path(raw: bytes) -> str:
-    if raw[:1] == b"\0" and raw.strip(b"\0"):
-        # Abstract: any bytes, NUL among them; written with @ as ss(8) does.
-        raw = raw.rstrip(b"\0").replace(b"\0", b"@")
-    return raw.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
 def _enriched_address(text: str) -> Address | None:

@@ -6,13 +6,11 @@ import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv6Address
 from posixpath import dirname, normpath
 
 from ksentinel import syscalls
 from ksentinel.bpf import abi
 from ksentinel.event import (
-    Address,
     Event,
     ExecEvent,
     ExitEvent,
@@ -24,6 +22,7 @@ from ksentinel.event import (
 )
 from ksentinel.normalize.processes import ProcessTable
 from ksentinel.normalize.redact import Redactor
+from ksentinel.normalize.sockaddr import socket_address
 from ksentinel.sources.procfs import Running
 from ksentinel.window import Cause, Window
 
@@ -232,6 +231,8 @@ class BpfNormalizer:
         open_flags = _number(args, _FLAGS.get(name))
         if name == "openat2" and parts.get(abi.PartKind.WORDS):
             open_flags = int.from_bytes(parts[abi.PartKind.WORDS], sys.byteorder)
+        told = parts.get(abi.PartKind.ADDRESS, b"")
+        address = socket_address(told, sys.byteorder)
         mode = _number(args, _MODE.get(name))
         if name in {"open", "openat"} and not (open_flags or 0) & (_O_CREAT | _O_TMPFILE):
             mode = None  # whatever stood in the register
@@ -245,39 +246,15 @@ class BpfNormalizer:
             paths=self._masked(_paths(name, parts)),
             flags=open_flags,
             mode=mode,
-            address=socket_address(parts[abi.PartKind.ADDRESS]) if parts.get(abi.PartKind.ADDRESS) else None,
+            address=address,
             target=_number(args, _TARGET.get(name), signed=True),
             values=tuple((label, _number(args, n, signed=True) or 0) for label, n in _VALUES.get(name, ())),
-            truncated=bool(flags & abi.Flag.TRUNCATED),
+            truncated=bool(flags & abi.Flag.TRUNCATED) or bool(told and address is None),
             unreadable=bool(flags & abi.Flag.UNREADABLE),
         )
 
     def _masked(self, words: tuple[str, ...]) -> tuple[str, ...]:
         return words if self.redact is None else self.redact.argv(words)
-
-
-def socket_address(raw: bytes) -> Address:
-    """
-    Return what a ``struct sockaddr`` says; also for audit's hexadecimal ``saddr``.
-
-    Examples
-    --------
-    >>> str(socket_address(bytes.fromhex("0200005016b8d822")))
-    '22.184.216.34:80'
-    """
-    (family,) = struct.unpack_from("=H", raw.ljust(2, b"\0"))
-    if family == 1:
-        path = raw[2:]
-        if path.startswith(b"\0"):
-            return Address("unix", path="@" + _text(path[1:].rstrip(b"\0")))
-        return Address("unix", path=_text(path.partition(b"\0")[0]))
-    if family == 2 and len(raw) >= 8:
-        return Address("inet", str(IPv4Address(raw[4:8])), int.from_bytes(raw[2:4], "big"))
-    if family == 10 and len(raw) >= 24:
-        address = IPv6Address(raw[8:24])
-        return Address("inet6", str(address.ipv4_mapped or address), int.from_bytes(raw[2:4], "big"))
-    names = {0: "unspec", 16: "netlink", 17: "packet", 38: "alg", 40: "vsock"}
-    return Address(names.get(family, f"af_{family}"))
 
 
 def _paths(name: str, parts: dict[int, bytes]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ksentinel.codec import event_from_plain, event_to_plain
 from ksentinel.event import Address, AuditEvent, ExecEvent, ExitEvent, ForkEvent, Process, ProcessKey, Record
-from ksentinel.normalize.audit import AuditNormalizer, sockaddr
+from ksentinel.normalize.audit import AuditNormalizer
 from ksentinel.normalize.processes import ProcessTable
 from ksentinel.normalize.redact import Redactor
 from ksentinel.sources.auditlog import AuditGroup, AuditLog
@@ -375,28 +375,6 @@ def test_target_of_the_host():
 def test_paths(name, registers, items, paths):
     """Paths are absolute where the directory is known; parents count only where there is nothing else."""
     assert paths == event(rec("CWD", cwd="/srv"), *items, syscall=str(token_of(name)), **registers).paths
-
-
-@pytest.mark.parametrize(
-    ("raw", "order", "address"),
-    [
-        ("020001BBC0000201", "little", Address("inet", "192.0.2.1", 443)),
-        ("000201BBC0000201", "big", Address("inet", "192.0.2.1", 443)),
-        ("0A00115C00000000000000000000000000000000000000010000", "little", Address("inet6", "::1", 4444)),
-        ("01002F746D702F7800", "little", Address("unix", path="/tmp/x")),
-        ("01000061006200", "little", Address("unix", path="@a@b")),
-        ("0100", "little", Address("unix")),
-        ("100000000000000000000000", "little", Address("netlink")),
-        ("11000800", "little", Address("af_17")),
-        ("0200", "little", None),
-        ("0A00115C", "little", None),
-        ("02", "little", None),
-        ("", "little", None),
-    ],
-)
-def test_sockaddr(raw, order, address):
-    """Addresses are read in the machine's byte order; what is cut is None."""
-    assert address == sockaddr(bytes.fromhex(raw), order)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ksentinel.event import (
     ProcessKey,
     SyscallEvent,
 )
-from ksentinel.normalize.bpf import BpfNormalizer, socket_address
+from ksentinel.normalize.bpf import BpfNormalizer
 from ksentinel.normalize.processes import ProcessTable
 from ksentinel.normalize.redact import Redactor
 from ksentinel.sources.procfs import Running
@@ -469,46 +469,6 @@ def test_every_captured_call(normalizer, name, arch, variant):
     )
 
     assert (found.paths[0] in {"/b/a", "a"}, normalizer.malformed) == (True, 0)
-
-
-INET6 = bytes.fromhex("0a00 01bb 00000000 20010db8000000000000000000000001 00000000")
-MAPPED = bytes.fromhex("0a00 01bb 00000000 00000000000000000000ffff7f000001 00000000")
-
-
-@pytest.mark.parametrize(
-    ("raw", "address", "text"),
-    [
-        (b"", Address("unspec"), "unspec"),
-        (b"\2", Address("af_2"), "af_2"),
-        (b"\0\0", Address("unspec"), "unspec"),
-        (bytes.fromhex("02000050 08080808 0000000000000000"), Address("inet", "8.8.8.8", 80), "8.8.8.8:80"),
-        (bytes.fromhex("02000050 080808"), Address("af_2"), "af_2"),
-        (INET6, Address("inet6", "2001:db8::1", 443), "[2001:db8::1]:443"),
-        (INET6[:24], Address("inet6", "2001:db8::1", 443), "[2001:db8::1]:443"),
-        (INET6[:23], Address("af_10"), "af_10"),
-        (MAPPED, Address("inet6", "127.0.0.1", 443), "[127.0.0.1]:443"),
-        (b"\1\0/run/x.sock\0rest", Address("unix", path="/run/x.sock"), "/run/x.sock"),
-        (b"\1\0/run/x.sock", Address("unix", path="/run/x.sock"), "/run/x.sock"),
-        (b"\1\0\0abstract\0\0", Address("unix", path="@abstract"), "@abstract"),
-        (b"\1\0", Address("unix"), "unix"),
-        (b"\1\0\xff", Address("unix", path="\udcff"), "\udcff"),
-        (b"\x10\0" + bytes(10), Address("netlink"), "netlink"),
-        (b"\x11\0" + bytes(18), Address("packet"), "packet"),
-        (b"\x26\0hash", Address("alg"), "alg"),
-        (b"\x28\0" + bytes(14), Address("vsock"), "vsock"),
-        (b"\x63\0", Address("af_99"), "af_99"),
-    ],
-)
-def test_socket_address(raw, address, text):
-    """Addresses of every family, whole and cut short."""
-    assert socket_address(raw) == address
-    assert str(address) == text
-
-
-@given(st.binary(max_size=130))
-def test_any_socket_address(raw):
-    """No bytes crash; what can be reached has a reach."""
-    assert socket_address(raw).reach in {"local", "loopback", "private", "public"}
 
 
 @given(
