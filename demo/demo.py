@@ -223,12 +223,15 @@ def show(
         if best is None:
             table.add_row(attack.label, at, attack.what, Text("missed", "bold red"), "", "")
             continue
-        rules = dict.fromkeys(
-            e["match"]["rule"]["title"] for a in attack.alerts for e in a["evidence"] if "match" in e
-        )
+        rules = dict.fromkeys(e["match"]["rule"]["title"] for e in best["evidence"] if "match" in e)
         witnesses = [*rules, *(["the model"] if any("anomaly" in e for e in best["evidence"]) else [])]
         table.add_row(
-            attack.label, at, attack.what, Text(best["level"], "bold red"), best["id"], "; ".join(witnesses)
+            attack.label,
+            at,
+            attack.what,
+            Text(best["level"], "bold red"),
+            alert_ids(attack),
+            "; ".join(witnesses),
         )
     out.print(table)
 
@@ -252,7 +255,10 @@ def show(
         if attack.best:
             out.print(f"  {prefix}{ksentinel} explain {attack.best['id']} --store {os.path.relpath(store)}")
     out.print(f"  {prefix}{ksentinel} alerts --store {os.path.relpath(store)}")
-    out.print(f"  {prefix}{ksentinel} monitor --model {os.path.relpath(work / 'model')}")
+    if "--live" in sys.argv:  # a model of the recording's host says nothing of this one
+        out.print(f"  {prefix}{ksentinel} monitor --model {os.path.relpath(work / 'model')}")
+    else:
+        out.print(f"  {ksentinel} train --help")
 
     missed = [attack.label for attack in [*attacks, persistence] if attack.best is None]
     if missed:
@@ -266,6 +272,12 @@ def show(
     ]
     if quiet:
         raise DemoError(f"the alert for attack {', '.join(quiet)} is below level high")
+
+
+def alert_ids(attack: Attack) -> str:
+    """Return the worst alert's id, and how many more there are."""
+    more = len({alert["id"] for alert in attack.alerts}) - 1
+    return f"{attack.best['id']}{f' and {more} more' if more else ''}" if attack.best else ""
 
 
 def p_values(scores: list[dict[str, Any]], attacks: list[Attack], calm_until: float) -> None:

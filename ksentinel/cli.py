@@ -386,12 +386,38 @@ def monitor(
             from ksentinel.sinks.scores import Scores
 
             pipeline.watch = stack.enter_context(Scores(scores))
+        losses = _Losses()
+        pipeline.on_loss = losses.add
         alone = " by rules alone (no --model)" if model is None else ""
-        _status(f"watching{alone}" + ("" if seconds is None else f" for {seconds:g} s") + "; Ctrl-C stops")
+        kept = store or host.default_store()
+        _status(
+            f"watching{alone}"
+            + ("" if seconds is None else f" for {seconds:g} s")
+            + f", alerts to {kept}; Ctrl-C stops"
+        )
         for alert in pipeline.walk(stream):
             outlet(alert)
         account = stream.account()
     _finish([account], pipeline.account(), [], json=json)
+
+
+class _Losses:
+    """Says that records are being lost, while it happens, at most every few seconds."""
+
+    _EVERY = 5.0
+
+    def __init__(self) -> None:
+        self._untold = 0
+        self._told = 0.0
+
+    def add(self, lost: int) -> None:
+        self._untold += lost
+        now = time.monotonic()
+        if now - self._told >= self._EVERY:
+            _status(
+                f"{self._untold:,} records lost: this host does more than can be watched, alerts may be missing"
+            )
+            self._untold, self._told = 0, now
 
 
 @app.command()

@@ -145,7 +145,7 @@ class Incidents:
 
     def finish(self) -> Iterator[Alert]:
         """Yield once more each alert whose counts have risen since it was told."""
-        for incident in [*self._told.values()]:
+        for incident in sorted(self._told.values(), key=lambda incident: incident.updated_ns):
             yield from self._tell_counts(incident)
 
     def _take(self, witness: _Witness) -> Iterator[Alert]:
@@ -292,20 +292,21 @@ class Incidents:
     def _alert(self, incident: _Incident, verdict: Verdict) -> Alert:
         incident.revision += 1
         incident.told_counts = incident.counts
+        evidence = (
+            *sorted(
+                incident.matches.values(),
+                key=lambda e: (-(e.match.rule.level if e.match else 0), e.first_ns),
+            ),
+            *incident.anomalies,
+        )
         incident.told = Alert(
             id=incident.id,
             revision=incident.revision,
             opened_ns=incident.opened_ns,
             updated_ns=incident.updated_ns,
-            process=incident.process,
+            process=_speaker(evidence[0]),
             verdict=verdict,
-            evidence=(
-                *sorted(
-                    incident.matches.values(),
-                    key=lambda e: (-(e.match.rule.level if e.match else 0), e.first_ns),
-                ),
-                *incident.anomalies,
-            ),
+            evidence=evidence,
             repeats=incident.repeats,
             arch=self.arch,
         )
@@ -394,6 +395,14 @@ def _agree(incident: _Incident, match: Match, anomaly: Anomaly) -> None:
         incident.matches[rule] = replace(known, match=match)
     if agreed is None or anomaly.p_value < agreed.p_value:
         incident.agreeing[rule] = anomaly
+
+
+def _speaker(evidence: Evidence) -> Process:
+    """Return the process that the evidence is about: that of the first piece is the alert's."""
+    if evidence.match is not None:
+        return evidence.match.event.process
+    assert evidence.anomaly is not None  # noqa: S101  # it is one or the other
+    return evidence.anomaly.window.process
 
 
 def _level(evidence: Evidence) -> Level:

@@ -29,6 +29,8 @@ class Pipeline:
         Adds its explanation to an alert.
     watch
         Is shown every window's anomaly, also those below every threshold (for a live display).
+    on_loss
+        Is told, while it happens, how many more records the source has lost.
     """
 
     def __init__(
@@ -39,12 +41,14 @@ class Pipeline:
         *,
         explain: Explain | None = None,
         watch: Callable[[Anomaly], None] | None = None,
+        on_loss: Callable[[int], None] | None = None,
     ) -> None:
         self.rules = rules
         self.model = model
         self.incidents = incidents
         self.explain = explain
         self.watch = watch
+        self.on_loss = on_loss
         self.counts: Counter[str] = Counter()
 
     def walk(self, stream: Stream) -> Iterator[Alert]:
@@ -57,7 +61,10 @@ class Pipeline:
         lost = stream.lost()
         for batch in stream:
             now_lost = stream.lost()
-            lossy, lost = now_lost > lost, now_lost
+            lossy = now_lost > lost
+            if lossy and self.on_loss is not None:
+                self.on_loss(now_lost - lost)
+            lost = now_lost
             anomalies = iter(self._assess(batch))
             for item in batch:
                 if isinstance(item, Window):

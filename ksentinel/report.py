@@ -99,7 +99,18 @@ def alert_line(alert: Alert) -> None:
         ("" if alert.revision == 1 else f"  revision {alert.revision}", "dim"),
     )
     _hang(out, head, 4)
-    _hang(out, plain(alert.explanation.get("paragraph", "")), 4, first=4)
+    if alert.revision == 1:
+        _hang(out, plain(alert.explanation.get("paragraph", "")), 4, first=4)
+        return
+    # What has been read before is not said again: `explain` has all of it.
+    rules = [match.rule.title for match in alert.matches]
+    model = (
+        [f"the model ({sum(e.count for e in alert.evidence if e.anomaly)} windows)"]
+        if alert.anomalies
+        else []
+    )
+    like = [f"{alert.repeats} more like it"] if alert.repeats else []
+    _hang(out, plain("now: " + "; ".join([*rules, *model, *like]), style="dim"), 4, first=4)
 
 
 def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int) -> None:

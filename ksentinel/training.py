@@ -78,7 +78,23 @@ class Trained:
             f"{facts.unseen} of {facts.test} test windows are of executables that the model never saw",
             *(f"{level}: p-value of {p:g} or less" for level, p in self.model.thresholds.items()),
             *alarm_lines(facts),
+            *self._warnings(),
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        """Say where the test part contradicts the thresholds: more alarms than chance explains (99 %, Poisson)."""
+        from scipy.special import gammainc
+
+        warnings = []
+        for level, threshold in self.model.thresholds.items():
+            found = next((a.windows for a in self.facts.alarms if a.level == str(level)), 0)
+            expected = threshold * self.facts.test
+            if found and gammainc(found, expected) < 0.01:
+                warnings.append(
+                    f"NOT CALIBRATED: {found} of {self.facts.test} normal test windows reached {level}, where {expected:.2g} "
+                    "would be expected. Record longer, and more of what is usual, before you rely on this model's levels."
+                )
+        return tuple(warnings)
 
 
 def train(

@@ -12,6 +12,8 @@ some level     anything           one level above the worst rule, at most critic
                                   less than the model alone would say
 =============  =================  ==============================================================
 
+A program that training never saw is unusual by that alone: its anomalies agree with nothing.
+
 An anomaly alone never blocks: the action is at most *block* only where rule and model agree and the level is high.
 Blocking itself is the guards' business; here the action says what the verdict would justify.
 """
@@ -69,7 +71,9 @@ def judge(matches: Sequence[Match], anomalies: Sequence[Anomaly], context: Conte
     """
     ruled = max((match.rule.level for match in matches), default=Level.NONE)
     unusual = max((anomaly.level for anomaly in anomalies), default=Level.NONE)
-    agreed = ruled is not Level.NONE and unusual is not Level.NONE
+    # A program that training never saw is unusual by that alone: no second witness to what a rule says of it.
+    known = any(anomaly.level is not Level.NONE and not anomaly.unseen for anomaly in anomalies)
+    agreed = ruled is not Level.NONE and known
     level = max(Level(min(ruled + agreed, Level.CRITICAL)), min(unusual, MODEL_ALONE))
     if level is Level.NONE:
         return Verdict(Level.NONE)

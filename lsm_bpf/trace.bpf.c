@@ -154,6 +154,13 @@ static __always_inline __u64 silent_ns(struct thread *thread)
         return (bpf_jiffies64() - last) * tick_ns;
 }
 
+/* Under a flood arguments go first, then windows: the last eighth is for fork, exec and exit, without which nobody
+ * knows any more who does what. */
+static __always_inline int crowded(__u64 eighths)
+{
+        return bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) * 8 > bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) * eighths;
+}
+
 /* Sends the thread's tokens so far. The caller holds thread->busy. */
 static __always_inline void close_window(struct ks_counters *c, struct task_struct *task, struct thread *thread,
                                          __u16 cause)
@@ -170,7 +177,7 @@ static __always_inline void close_window(struct ks_counters *c, struct task_stru
         if (cause < KS_CAUSES)
                 c->closed[cause]++;
 
-        w = bpf_ringbuf_reserve(&ring, sizeof(*w), 0);
+        w = crowded(7) ? 0 : bpf_ringbuf_reserve(&ring, sizeof(*w), 0);
         if (!w) {
                 c->windows_dropped++;
                 c->tokens_dropped += count;
@@ -433,6 +440,7 @@ static __noinline int send_call(__u32 program, struct task_struct *task, struct 
 {
         struct ks_counters *c = counters_of(program);
         struct scratch *s = scratch_of(program);
+        int full;
         __u32 token = thread->call_token, off = 0;
         struct ks_capture *want = bpf_map_lookup_elem(&captures, &token);
 
@@ -478,10 +486,11 @@ send:
                 c->calls_unreadable++;
         if (s->header.flags & KS_FLAG_LATE)
                 c->calls_late++;
+        full = crowded(6); /* before the size: the verifier forgets its bounds over a call */
         if (off > sizeof(s->data))
                 off = sizeof(s->data);
         s->header.size = offsetof(struct scratch, data) + off;
-        if (bpf_ringbuf_output(&ring, s, s->header.size, 0)) {
+        if (full || bpf_ringbuf_output(&ring, s, s->header.size, 0)) {
                 c->calls_dropped++;
                 thread->flags |= KS_FLAG_LOSSY;
         } else {

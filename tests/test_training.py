@@ -150,6 +150,19 @@ def test_no_time():
     ) == (0.0, None, None)
 
 
+def test_contradiction_is_said(trained):
+    """Where normal test windows reach a level far more often than its threshold says, the report warns."""
+    alarms = tuple(replace(a, windows=trained.facts.test // 5) for a in trained.facts.alarms)
+    bad = replace(trained, facts=replace(trained.facts, alarms=alarms))
+    good = replace(
+        trained,
+        facts=replace(trained.facts, alarms=tuple(replace(a, windows=0) for a in trained.facts.alarms)),
+    )
+
+    assert sum("NOT CALIBRATED" in line for line in bad.report) == len(alarms)
+    assert not any("NOT CALIBRATED" in line for line in good.report)
+
+
 def test_report(trained):
     """What a person should know stands there."""
     text = "\n".join(trained.report)

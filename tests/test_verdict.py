@@ -84,6 +84,16 @@ def test_more_is_never_less(ruled, said, one_more, is_rule):
     assert before <= after
 
 
+def test_new_program_agrees_with_nothing():
+    """A program that training never saw is unusual by that alone: no second witness, and never a reason to block."""
+    rule, new, known = match(level=H), anomaly(level=M, unseen=True), anomaly(level=L)
+
+    assert judge([rule], [new]) == Verdict(
+        H, Action.ALERT, agreed=False, reasons=judge([rule], [new]).reasons
+    )
+    assert judge([rule], [new, known]).agreed
+
+
 def test_reasons():
     """They name the worst rule, the smallest p-value, the agreement, and what makes it less certain."""
     verdict = judge(

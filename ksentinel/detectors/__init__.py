@@ -114,6 +114,9 @@ class Anomaly:
         What it was compared with: ``(exe, service)``, ``(exe, "")`` or ``("", "")`` for the host-wide profile.
     unseen
         True if training never saw this executable.
+    calibrated_on
+        How many normal windows the deciding member's score was compared with; a p-value below one in that many is
+        extrapolated. 0: not told.
     """
 
     window: Window
@@ -123,3 +126,4 @@ class Anomaly:
     decided_by: str
     profile: tuple[str, str]
     unseen: bool = False
+    calibrated_on: int = 0

@@ -266,7 +266,11 @@ def alarm_lines(facts: Facts) -> list[str]:
 
 
 def _rate(interval: tuple[float, float] | None) -> str:
-    return "unknown" if interval is None else f"{interval[0]:.3g} to {interval[1]:.3g}"
+    return "unknown" if interval is None else f"{_short(interval[0])} to {_short(interval[1])}"
+
+
+def _short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _arrays(model: Model) -> dict[str, npt.NDArray[Any]]:

@@ -170,12 +170,20 @@ class Calibration:
         self._check()
         places: dict[Profile, list[int]] = {}
         for place, profile in enumerate(profiles):
-            pool = _STRANGERS if profile == HOST else profile
-            places.setdefault(pool if pool in self.pools_ else _ALL, []).append(place)
+            places.setdefault(self._pool(profile), []).append(place)
         p = np.ones(len(scores))
         for pool, at in places.items():
             p[at] = self.pools_[pool].p_values(scores[at])
         return p
+
+    def size(self, profile: Profile) -> int:
+        """Return how many calibration scores those of *profile* are compared with."""
+        self._check()
+        return len(self.pools_[self._pool(profile)].scores)
+
+    def _pool(self, profile: Profile) -> Profile:
+        pool = _STRANGERS if profile == HOST else profile
+        return pool if pool in self.pools_ else _ALL
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return profiles, sizes, scores and tails."""

@@ -117,15 +117,17 @@ class Model:
                 MemberScore(name, float(scores[name][i]), float(p_values[name][i])) for name in self.members
             )
             p_value = float(combined[i])
+            decided_by = min(members, key=lambda member: member.p_value).name
             anomalies.append(
                 Anomaly(
                     window=window,
                     p_value=p_value,
                     level=self.level(p_value),
                     members=members,
-                    decided_by=min(members, key=lambda member: member.p_value).name,
+                    decided_by=decided_by,
                     profile=profile,
                     unseen=unseen,
+                    calibrated_on=self.calibrations[decided_by].size(profile),
                 )
             )
         return anomalies

@@ -28,10 +28,12 @@ def paragraph(alert: Alert, window: Mapping[str, Any]) -> str:
     if matches:
         sentences.append(_matched(matches[0], more=len(matches) - 1))
     if alert.anomalies:
-        sentences.append(_unusual(alert.anomalies[0], window, also=bool(matches)))
+        sentences.append(_unusual(alert.anomalies[0], window, matches[0] if matches else None))
     sentences.append(_conclusion(alert))
     if alert.repeats:
-        sentences.append(f"{alert.repeats} more like it were counted here.")
+        sentences.append(
+            f"{alert.repeats} more like it {'was' if alert.repeats == 1 else 'were'} counted here."
+        )
     return " ".join(sentences)
 
 
@@ -90,12 +92,13 @@ def _matched(match: Match, more: int) -> str:
     )
 
 
-def _unusual(anomaly: Anomaly, window: Mapping[str, Any], *, also: bool) -> str:
-    who = "The model" if also else f"In {name(anomaly.window.process)} the model"
+def _unusual(anomaly: Anomaly, window: Mapping[str, Any], match: Match | None) -> str:
+    there = match is not None and match.event.process.key == anomaly.window.process.key
+    who = "The model" if there else f"In {name(anomaly.window.process)} the model"
     compared = _compared(anomaly)
     said = (
-        f"{who} finds {len(anomaly.window.tokens)} system calls there {'also ' if also else ''}unusual for {compared}: "
-        f"{_how_often(anomaly.p_value)} ({p_text(anomaly.p_value)}, decided by {anomaly.decided_by})."
+        f"{who} finds {len(anomaly.window.tokens)} system calls{' there' if there else ''} unusual for {compared}: "
+        f"{_how_often(anomaly)}."
     )
     ngrams = window.get("ngrams") or []
     if ngrams:
@@ -125,23 +128,29 @@ def _compared(anomaly: Anomaly) -> str:
     return called
 
 
-def _how_often(p_value: float) -> str:
-    # Two digits: it is an estimate.
-    if p_value < CREDIBLE:
-        return "fewer than one in a million normal windows look like this"
+def _how_often(anomaly: Anomaly) -> str:
+    p_value, life = anomaly.p_value, anomaly.calibrated_on
+    by = f"decided by {anomaly.decided_by}"
+    if p_value < CREDIBLE or (life and p_value * (life + 1) < 1):
+        of = f"the {life:,} normal windows" if life else "any normal window"
+        return f"more so than {of} it was compared with ({p_text(p_value)}, extrapolated, {by})"
     if p_value > 0.5:
-        return "most normal windows look like this"
+        return f"most normal windows look like this ({p_text(p_value)}, {by})"
     every = 1 / p_value
-    return f"about one in {round(every, min(1 - floor(log10(every)), 0)):,.0f} normal windows looks like this"
+    # Two digits: it is an estimate.
+    about = f"{round(every, min(1 - floor(log10(every)), 0)):,.0f}"
+    return f"about one in {about} normal windows looks like this ({p_text(p_value)}, {by})"
 
 
 def _conclusion(alert: Alert) -> str:
     if alert.verdict.agreed:
         return f"Rule and model are independent and agree, so this is {alert.level}."
     if alert.matches and alert.anomalies:
+        if any(anomaly.unseen for anomaly in alert.anomalies):
+            return f"That a program is new is no second witness, so this is {alert.level}."
         return (
             f"Rule and model speak of different processes or times and don't agree, so this is {alert.level}."
         )
     if alert.matches:
         return f"No model adds to that, so the level is the rule's: {alert.level}."
-    return f"No rule speaks against it, so this is {alert.level} at most: unusual is not yet harmful."
+    return f"No rule matched, so this is {alert.level} at most: unusual is not yet harmful."

@@ -45,9 +45,9 @@ def test_rule_alone():
 def test_model_alone():
     """What is unusual, compared with what, how often that is, and that it is no more than that."""
     assert paragraph(alert(anomalies=[anomaly(CAT, p_value=1.23e-4)]), {}) == (
-        "In cat (pid 12, started by sh, under httpd) the model finds 3 system calls there unusual for cat under httpd: "
+        "In cat (pid 12, started by sh, under httpd) the model finds 3 system calls unusual for cat under httpd: "
         "about one in 8,100 normal windows looks like this (p = 0.00012, decided by ngram). "
-        "No rule speaks against it, so this is medium at most: unusual is not yet harmful."
+        "No rule matched, so this is medium at most: unusual is not yet harmful."
     )
 
 
@@ -69,8 +69,8 @@ def test_both():
     )
 
     assert (
-        ", and 1 other rule matched too. The model finds 3 system calls there also unusual for cat under httpd: "
-        "fewer than one in a million normal windows look like this (p < 1e-06, decided by ngram). What speaks most is "
+        ", and 1 other rule matched too. The model finds 3 system calls there unusual for cat under httpd: "
+        "more so than any normal window it was compared with (p < 1e-06, extrapolated, decided by ngram). What speaks most is "
         "openat → ptrace, which training never showed (there it usually went on with read, 67%). "
         "Rule and model are independent and agree, so this is high. 3 more like it were counted here."
     ) in text
@@ -100,13 +100,37 @@ def test_apart():
         (1e-5, "about one in 100,000 normal windows"),
         (1.5e-6, "about one in 670,000 normal windows"),
         (1e-6, "about one in 1,000,000 normal windows looks like this (p = 1e-06,"),
-        (9.9e-7, "fewer than one in a million normal windows look like this (p < 1e-06,"),
-        (1e-300, "fewer than one in a million normal windows look like this (p < 1e-06,"),
+        (9.9e-7, "more so than any normal window it was compared with (p < 1e-06, extrapolated,"),
+        (1e-300, "more so than any normal window it was compared with (p < 1e-06, extrapolated,"),
     ],
 )
 def test_how_often(p_value, says):
     """Two digits, and never more than the data can show."""
     assert says in paragraph(alert(anomalies=[anomaly(p_value=p_value)]), {})
+
+
+def test_beyond_the_data():
+    """A p-value that no count of normal windows can show is said to be extrapolated, with how many there were."""
+    few, enough = (replace(anomaly(p_value=1e-4), calibrated_on=n) for n in (414, 20_000))
+
+    assert "more so than the 414 normal windows it was compared with (p = 0.0001, extrapolated," in paragraph(
+        alert(anomalies=[few]), {}
+    )
+    assert "about one in 10,000 normal windows" in paragraph(alert(anomalies=[enough]), {})
+
+
+def test_another_process():
+    """Where the model speaks of another process than the rule, it says of which."""
+    text = paragraph(alert([match(CAT)], [anomaly(HTTPD)]), {})
+
+    assert "In httpd (pid 10, started by init) the model finds 3 system calls unusual" in text
+
+
+def test_new_program():
+    """A program that training never saw is no second witness, and that is said."""
+    told = alert([match(CAT)], [anomaly(CAT, unseen=True)], verdict=Verdict(Level.MEDIUM, reasons=("rule",)))
+
+    assert paragraph(told, {}).endswith("That a program is new is no second witness, so this is medium.")
 
 
 @given(st.floats(1e-12, 1))
@@ -116,7 +140,7 @@ def test_never_more_than_is_known(p_value):
     found = re.search(r"one in ([\d,]+) normal", text)
 
     if p_value < 1e-6:
-        assert "fewer than one in a million" in text
+        assert "p < 1e-06, extrapolated" in text
     elif p_value > 0.5:
         assert "most normal windows" in text
     else:
