@@ -67,8 +67,19 @@ def why_no_bpf():
     """
     if os.geteuid():
         return None
+    if in_chroot():
+        return "chroot: the collector tells paths from the host's root (run the tests there)"
     asked = {"libbpf", "pid namespace", "BTF", "BPF raw_tp", "BPF iter/task", "ring buffer"}
     for check in support.examine():
         if check.name in asked and not check.ok:
             return f"{check.name}: {check.reason} ({check.remedy})"
     return None
+
+
+def in_chroot():
+    """Tell whether this root is another than the first process'."""
+    try:
+        ours, hosts = Path("/").stat(), Path("/proc/1/root/").stat()
+    except OSError:
+        return False
+    return (ours.st_dev, ours.st_ino) != (hosts.st_dev, hosts.st_ino)
