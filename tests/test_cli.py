@@ -916,10 +916,10 @@ def check_account(account):
 
 
 @contextlib.contextmanager
-def busy():
-    """Let a child read a file again and again meanwhile."""
+def busy(*command):
+    """Let a child do *command*, or read a file again and again, meanwhile."""
     code = "import time\nwhile True: open('/etc/hostname', 'rb').read(); time.sleep(0.001)"
-    with subprocess.Popen([sys.executable, "-S", "-c", code]) as child:
+    with subprocess.Popen(command or [sys.executable, "-S", "-c", code]) as child:
         try:
             yield child
         finally:
@@ -950,7 +950,8 @@ def test_record(tmp_path, run):
 def test_record_some(tmp_path):
     """--pid keeps a process and its children, --exe an executable; the others are counted."""
     accounts = {}
-    with busy() as child, busy() as other:
+    # The shell is there to be excluded: nothing else may be running on this machine.
+    with busy() as child, busy() as other, busy("sh", "-c", "while sleep 0.01; do :; done"):
         exe = Path(f"/proc/{child.pid}/exe").resolve()
         running = {}
         for name, wanted in (("pid", child.pid), ("exe", exe)):
