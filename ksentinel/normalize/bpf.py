@@ -213,7 +213,7 @@ class BpfNormalizer:
             process=process,
             tid=tid,
             origin=Origin.BPF,
-            path=_absolute(name, process.cwd),
+            path=_absolute(name, "" if name.startswith("/") else process.cwd),
             truncated=bool(flags & abi.Flag.TRUNCATED),
         )
 

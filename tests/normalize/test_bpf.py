@@ -288,6 +288,20 @@ def test_argv(normalizer, argv, words):
     assert normalizer.item(exec_(EXE="/bin/x", ARGV=argv)).process.argv == words
 
 
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        (b"/usr/bin/python3\0", "/usr/bin/python3"),
+        (b"//usr/./bin//python3\0", "/usr/bin/python3"),
+        (b"../bin/python3\0", "/srv/bin/python3"),
+        (b"\0", "/srv/app"),
+    ],
+)
+def test_exec_path(normalizer, name, path):
+    """The working directory is where a relative path starts, and says nothing of an absolute one."""
+    assert normalizer.item(exec_(EXE="/usr/bin/python3.11", CWD="/srv/app", NAME=name)).path == path
+
+
 def test_exec_flags(normalizer):
     """A program without a name left says so, and so does what was cut; nobody logged in is nobody."""
     flags = abi.Flag.UNLINKED | abi.Flag.TRUNCATED
