@@ -67,6 +67,18 @@ ScoresFile = Annotated[
         "--scores", metavar="FILE", readable=False, help="Write each window's p-values there, as JSON lines."
     ),
 ]
+Exes = Annotated[
+    list[str] | None,
+    typer.Option("--exe", metavar="PATH", help="Watch only this executable or script (repeatable)."),
+]
+Pids = Annotated[
+    list[int] | None,
+    typer.Option("--pid", metavar="N", min=1, help="Watch only this process and its children (repeatable)."),
+]
+Uids = Annotated[
+    list[str] | None,
+    typer.Option("--uid", metavar="USER", help="Watch only this user's processes (repeatable)."),
+]
 Duration = Annotated[
     str | None, typer.Option("--for", metavar="TIME", help="Stop by itself after, e.g., 90s, 10m, 2h.")
 ]
@@ -205,16 +217,9 @@ def record(
         typer.Option("--out", metavar="FILE", readable=False, help="The recording to write; must not exist."),
     ],
     duration: Duration = None,
-    exe: Annotated[
-        list[str] | None,
-        typer.Option("--exe", metavar="PATH", help="Keep only this executable (repeatable)."),
-    ] = None,
-    pid: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--pid", metavar="N", min=1, help="Keep only this process and its children (repeatable)."
-        ),
-    ] = None,
+    exe: Exes = None,
+    pid: Pids = None,
+    uid: Uids = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
@@ -226,11 +231,11 @@ def record(
     seconds = parse_duration(duration)
     if out.exists():  # said before the kernel is asked for anything
         raise InputError("exists already", at=out, remedy="name another file, or remove it")
-    keep = host.keeping(exe or [], pid or [])
-    facts = host.facts() | {"exe": exe or [], "pid": pid or []}
+    wanted, keep = host.watching(exe or [], pid or [], uid or [], [])
+    facts = host.facts() | {"exe": exe or [], "pid": pid or [], "uid": uid or []}
     with ExitStack() as stack:
         stop = stack.enter_context(host.stopping(seconds))
-        stream = stack.enter_context(host.live(settings, stop, keep))
+        stream = stack.enter_context(host.live(settings, stop, wanted=wanted, keep=keep))
         writer = stack.enter_context(Writer(out, facts))
         _status(f"recording to {out}" + ("" if seconds is None else f" for {seconds:g} s") + "; Ctrl-C stops")
         for batch in stream:
@@ -371,16 +376,32 @@ def monitor(
     rules: RulePaths = None,
     store: StoreFile = None,
     scores: ScoresFile = None,
+    exe: Exes = None,
+    pid: Pids = None,
+    uid: Uids = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Watch this host live. Every system call meets the rules and the model; needs root and BPF."""
+    """
+    Watch this host live. Needs root and BPF.
+
+    The kernel scores every system call; what is unusual, and a sample of the rest, meets the model, and every argument
+    event the rules.
+    """
     settings = _config(config)
     seconds = parse_duration(duration)
+    wanted, keep = host.watching(exe or [], pid or [], uid or [], [])
+    table = None
+    if model is not None:
+        from ksentinel.detectors import artifact
+
+        table = artifact.load_kernel(model, arch=platform.machine(), uid=host.user())
     pipeline = _pipeline(settings, rules, model, arch=platform.machine())
     with ExitStack() as stack:
         stop = stack.enter_context(host.stopping(seconds))
-        stream = stack.enter_context(host.live(settings, stop))
+        stream = stack.enter_context(
+            host.live(settings, stop, wanted=wanted, keep=keep, table=table, gate=table is not None)
+        )
         outlet = stack.enter_context(_outlet(store or host.default_store(), json=json))
         if scores is not None:
             from ksentinel.sinks.scores import Scores

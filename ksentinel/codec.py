@@ -62,6 +62,8 @@ def process_to_plain(process: Process, *, ancestors: int = _MAX_ANCESTORS) -> Pl
         plain["service"] = {"pid": process.service_key.pid, "start_ns": process.service_key.start_ns}
         if all(a.key != process.service_key for a in islice(process.ancestors(), ancestors)):
             plain["service"]["exe"] = process.service_exe
+            if process.service.script:
+                plain["service"]["script"] = process.service.script
     return plain
 
 
@@ -89,7 +91,8 @@ def process_from_plain(plain: Mapping[str, Any], *, depth: int = 0) -> Process:
     for ancestor in process.ancestors():
         if ancestor.key == service or ("pid" not in named and ancestor.exe == named.get("exe")):
             return _build(Process, rest, key=key, parent=above, service=ancestor)
-    stranger = _build(Process, {"exe": named.get("exe", "")}, key=service)
+    told: Plain = {name: named[name] for name in ("exe", "script") if name in named}
+    stranger = _build(Process, told, key=service)
     return _build(Process, rest, key=key, parent=above, service=stranger)
 
 

@@ -29,6 +29,10 @@ class CollectorConfig:
     """A thread that slept this long on a part-filled window has it flushed."""
     ring_megabytes: int = 16
     """Size of the ring buffer; a power of two."""
+    sample: float = 0.01
+    """Share of windows that the kernel sends although it finds nothing unusual in them."""
+    calls_a_second: int = 5000
+    """Calls with their arguments that one process may send in a second; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,16 @@ class Config:
                 at=where("collector", "ring_megabytes"),
                 remedy="say 16 or 32",
             )
+        for name, good, remedy in (
+            ("sample", 0 <= config.collector.sample <= 1, "say a share from 0 to 1"),
+            ("calls_a_second", 0 <= config.collector.calls_a_second < 1 << 32, "say 0 for no limit, or 5000"),
+        ):
+            if not good:
+                raise ConfigError(
+                    f"[collector] {name} is {getattr(config.collector, name)}",
+                    at=where("collector", name),
+                    remedy=remedy,
+                )
         return config
 
     @classmethod

@@ -21,6 +21,10 @@ class Origin(StrEnum):
     PROC = "proc"
 
 
+BEFORE = 2
+"""How many earlier programs of a process are known; the same as KS_BEFORE in lsm_bpf/ksentinel_abi.h."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ProcessKey:
     """
@@ -53,6 +57,12 @@ class Process:
         Who forked it, as that was then; None for the first process, or if unknown.
     was
         The executable before the last exec: *who became what*.
+    script
+        The script that the kernel was asked to execute, if it was one; *exe* is then its interpreter.
+    before
+        The programs before this one, the newest first, at most `BEFORE`; a child has its parent's.
+    cgroup
+        Id of its control group (v2), as it was at its last fork or exec, if known.
     service
         The topmost ancestor that belongs to the same service (see `normalize.processes`); None if that is
         this process itself.
@@ -74,12 +84,25 @@ class Process:
     session: int | None = None
     cwd: str = ""
     comm: str = ""
+    script: str = ""
+    before: tuple[str, ...] = ()
+    cgroup: int | None = None
     depth: int = field(default=0, repr=False, compare=False)
 
     @property
     def command_line(self) -> str:
         """The arguments, joined by blanks: what Sigma calls CommandLine."""
         return " ".join(self.argv)
+
+    @property
+    def program(self) -> str:
+        """What it is profiled as: its executable, or ``#!`` and the script."""
+        return f"#!{self.script}" if self.script else self.exe
+
+    @property
+    def service_program(self) -> str:
+        """Program of the service that this process belongs to."""
+        return self.program if self.service is None else self.service.program
 
     @property
     def service_exe(self) -> str:

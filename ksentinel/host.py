@@ -7,6 +7,7 @@ With `cli` the only place that asks for any of these.
 
 import os
 import platform
+import pwd
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -99,40 +100,84 @@ def stopping(seconds: float | None) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def live(
-    settings: Config, stop: Callable[[], bool], keep: Callable[[Any], bool] | None = None
+    settings: Config,
+    stop: Callable[[], bool],
+    *,
+    wanted: Any = None,
+    keep: Callable[[Any], bool] | None = None,
+    table: Any = None,
+    gate: bool = False,
 ) -> Iterator[Any]:
-    """Give the stream of this host's system calls, the collector attached; raises HostError."""
+    """
+    Give the stream of this host's system calls, the collector attached; raises HostError.
+
+    Parameters
+    ----------
+    wanted
+        A `ksentinel.sources.ringbuf.Wanted`: who is watched; None: everybody.
+    keep
+        Which items to let through of those that arrive.
+    table
+        What the kernel scores with.
+    gate
+        Let out only what is unusual by it, and a sample.
+    """
+    from ksentinel.bpf.abi import Class, NameFlag
     from ksentinel.normalize.bpf import BpfNormalizer
-    from ksentinel.normalize.processes import ProcessTable
+    from ksentinel.normalize.processes import LAUNCHERS, TERMINALS, ProcessTable
     from ksentinel.shipped import shipped
     from ksentinel.sources.procfs import running
-    from ksentinel.sources.ringbuf import Collector
+    from ksentinel.sources.ringbuf import IN_HOMES, PREFIXES, Collector
     from ksentinel.streams import Live
 
     epoch_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     arch = platform.machine()
     normalizer = BpfNormalizer(ProcessTable(), epoch_ns, arch, redactor(settings))
+    path_seed = int.from_bytes(os.urandom(8), "little")
+
+    def introduce() -> Any:
+        normalizer.known(running())
+        return normalizer.introductions(path_seed, () if wanted is None else wanted.pids)
+
+    homes = {
+        entry.pw_dir.rstrip("/")
+        for entry in pwd.getpwall()
+        if entry.pw_dir.count("/") > 1 or entry.pw_uid == 0
+    }
+    prefixes = {f"{home}/": Class.HOME for home in homes if home.startswith(("/home/", "/root"))}
+    prefixes |= {f"{home}{part}": Class.SECRET for home in list(prefixes) for part in IN_HOMES}
     with Collector(
         shipped("lsm_bpf/trace.bpf.o"),
         os.getpid(),
         arch,
         idle_seconds=settings.collector.idle_seconds,
         ring_bytes=settings.collector.ring_megabytes << 20,
+        table=table,
+        gate=gate,
+        sample=settings.collector.sample,
+        wanted=wanted,
+        calls_a_second=settings.collector.calls_a_second,
+        path_seed=path_seed,
+        names=dict.fromkeys(LAUNCHERS, NameFlag.LAUNCHER) | dict.fromkeys(TERMINALS, NameFlag.TERMINAL),
+        prefixes={**PREFIXES, **prefixes},
+        processes=introduce,
     ) as collector:
-        normalizer.known(running())
         yield Live(collector, normalizer, stop, keep)
 
 
-def keeping(exes: list[str], pids: list[int]) -> Callable[[Any], bool] | None:
+def watching(
+    exes: list[str], pids: list[int], uids: list[str], cgroups: list[int]
+) -> tuple[Any, Callable[[Any], bool] | None]:
     """
-    Return a function that tells which items to keep: those of some executables, or of some processes' families.
+    Return who is watched, for the kernel's side, and which items to keep of the lifecycle of all others, for ours.
 
-    None if both lists are empty: everything is kept. Raises UsageError for what can't be there.
+    None and None if all lists are empty: everything is watched. Raises UsageError for what can't be there.
     """
     from ksentinel.event import ExecEvent
+    from ksentinel.sources.ringbuf import Wanted
 
-    if not exes and not pids:
-        return None
+    if not exes and not pids and not uids and not cgroups:
+        return None, None
     for exe in exes:
         # One that isn't there may be a container's; a bare name is a mistake, and nothing would ever be kept.
         if not exe.startswith("/") and not Path(exe).is_file():
@@ -142,16 +187,31 @@ def keeping(exes: list[str], pids: list[int]) -> Callable[[Any], bool] | None:
     for pid in pids:
         if not Path("/proc", str(pid)).exists():
             raise UsageError(f"--pid {pid}: there is no such process", remedy="`ps -e` lists them")
-    wanted, numbers = {str(Path(exe).resolve()) for exe in exes}, set(pids)
+    names = {str(Path(exe).resolve()) for exe in exes}
+    names |= {f"#!{name}" for name in names}
+    numbers, users, groups = set(pids), {user_id(name) for name in uids}, set(cgroups)
+    wanted = Wanted(tuple(sorted(names)), tuple(sorted(users)), tuple(sorted(groups)), tuple(sorted(numbers)))
 
     def keep(item: Any) -> bool:
         process = item.process
-        if process.exe in wanted:
+        if process.program in names or process.exe in names:
             return True
-        if process.was in wanted and isinstance(item, ExecEvent):  # what it became, and no more of that
+        if isinstance(item, ExecEvent) and process.before and process.before[0] in names:
+            return True  # what it became, and no more of that
+        if process.uid in users or process.cgroup in groups:
             return True
         return bool(numbers) and (
             process.key.pid in numbers or any(a.key.pid in numbers for a in process.ancestors())
         )
 
-    return keep
+    return wanted, keep
+
+
+def user_id(name: str) -> int:
+    """Return a user's id, given by name or number; raises UsageError."""
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise UsageError(f"--uid {name!r}: there is no such user", remedy="say a name or a number") from None

@@ -14,6 +14,7 @@ from rich.text import Text
 from ksentinel.alert import Alert
 from ksentinel.printable import printable
 from ksentinel.support import Support
+from ksentinel.syscalls import CLASSES
 from ksentinel.verdict import p_text
 
 STYLES = {
@@ -29,21 +30,44 @@ _ENDLESS = 100_000
 
 # What must add up: the whole, and its parts, as the counters are called. Several wholes: their sum.
 _SUMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("system calls seen", ("seen",), ("recorded", "own", "excluded", "no_storage", "contended")),
-    ("tokens recorded", ("recorded",), ("tokens_sent", "tokens_dropped")),
+    (
+        "system calls seen",
+        ("seen",),
+        ("scored", "unscored", "own", "excluded", "no_storage", "contended"),
+    ),
+    (
+        "their tokens",
+        ("scored", "unscored", "exec_tokens", *(f"tokens_{name}" for name in CLASSES)),
+        ("tokens_sent", "tokens_gated", "tokens_dropped"),
+    ),
     (
         "windows closed",
         ("closed_full", "closed_exit", "closed_exec", "closed_idle", "closed_stop"),
+        ("windows_ungated", "windows_flagged", "windows_sampled", "windows_gated"),
+    ),
+    (
+        "windows not gated",
+        ("windows_ungated", "windows_flagged", "windows_sampled"),
         ("windows_sent", "windows_dropped"),
     ),
     ("argument events", ("calls",), ("calls_sent", "calls_dropped")),
     ("forks, execs, exits", ("lifecycle",), ("lifecycle_sent", "lifecycle_dropped")),
     ("records delivered", ("records_delivered",), ("windows_sent", "calls_sent", "lifecycle_sent")),
+    ("records missing", ("records_missing",), ("windows_dropped", "calls_dropped", "lifecycle_dropped")),
     ("audit lines", ("lines",), ("lines_in_events", "malformed", "pending")),
     ("items", ("items",), ("events", "windows")),
     ("windows", ("windows",), ("windows_scored", "windows_unscored")),
 )
-_LOSSES = ("dropped", "missed", "malformed", "no_storage", "contended", "gaps", "forgotten")
+_LOSSES = (
+    "dropped",
+    "missed",
+    "missing",
+    "malformed",
+    "no_storage",
+    "contended",
+    "forgotten",
+    "no_inheritance",
+)
 
 
 def console() -> Console:

@@ -58,7 +58,6 @@ class Live:
         return {
             **self.collector.account(),
             "records_malformed": self.normalizer.malformed,
-            "sequence_gaps": self.normalizer.sequence_gaps,
             "items_excluded": self.excluded,
             "processes_forgotten": self.normalizer.table.forgotten,
         }

@@ -10,6 +10,8 @@ token::
     0x0400 + n   compat: i386 on x86-64, 32-bit Arm on arm64
     0x0800 + n   x32
     0x0c00 + n   LSM hooks
+    0x0d00 + n   not a call but what one is about: a class of its path or address, right behind it
+    0x0e00       not a call either: a program begins
     0x0fff       a number outside its ABI's range
 
 The same values stand in ``lsm_bpf/ksentinel_abi.h``; a test compares them.
@@ -24,6 +26,12 @@ from importlib.resources import files
 INVALID = 0x0FFF
 ABI_MASK = 0x0C00
 NUMBER_MASK = 0x03FF
+CLASS = 0x0D00
+EXEC = 0x0E00
+CLASSES = (
+    "secret", "home", "tmp", "device", "proc", "system", "loopback", "private", "public",
+)  # fmt: skip
+"""Names of the classes, in the order of their tokens."""
 
 
 class Abi(IntEnum):
@@ -93,15 +101,20 @@ def token(number: int, abi: Abi = Abi.NATIVE) -> int:
 
 def token_name(token: int, arch: str = "x86_64") -> str:
     """
-    Return a readable name: ``openat``, ``i386:open``, ``x32:read``, ``syscall_999``, ``invalid``.
+    Return a readable name: ``openat``, ``i386:open``, ``x32:read``, ``syscall_999``, ``<tmp>``, ``<exec>``, ``invalid``.
 
     Examples
     --------
     >>> token_name(257), token_name(0x402), token_name(0x801), token_name(0x3FE), token_name(0xFFF)
     ('openat', 'i386:fork', 'x32:write', 'syscall_1022', 'invalid')
+    >>> token_name(CLASS), token_name(EXEC), token_name(0xC07)
+    ('<secret>', '<exec>', 'hook_7')
     """
     if not 0 <= token < INVALID:
         return "invalid"
+    if token >= CLASS:
+        kind = token - CLASS
+        return "<exec>" if token == EXEC else f"<{CLASSES[kind] if kind < len(CLASSES) else f'class_{kind}'}>"
     number = token & NUMBER_MASK
     match Abi(token & ABI_MASK):
         case Abi.NATIVE:

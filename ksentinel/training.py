@@ -10,6 +10,7 @@ instead, with gaps.
 """
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,17 +18,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from ksentinel.detectors import Detector, Floats
-from ksentinel.detectors.artifact import alarm_lines
+from ksentinel.detectors import Anomaly, Detector, Floats
+from ksentinel.detectors.artifact import alarm_lines, gate_lines
 from ksentinel.detectors.calibration import LEAST, Calibration
-from ksentinel.detectors.facts import Alarms, ExecutableFacts, Facts
+from ksentinel.detectors.facts import Alarms, ExecutableFacts, Facts, Gate
+from ksentinel.detectors.kerneltable import ROW_FIRST, KernelTable, calibrated, follow
 from ksentinel.detectors.model import Model
 from ksentinel.detectors.ngram import NGramModel
 from ksentinel.detectors.oneclass import OneClass
 from ksentinel.detectors.profiles import Ints, Profiles
 from ksentinel.detectors.stide import Stide
 from ksentinel.errors import ModelError
-from ksentinel.event import ProcessKey
+from ksentinel.event import Origin, ProcessKey
 from ksentinel.level import Level
 from ksentinel.window import Window
 
@@ -78,6 +80,7 @@ class Trained:
             f"{facts.unseen} of {facts.test} test windows are of executables that the model never saw",
             *(f"{level}: p-value of {p:g} or less" for level, p in self.model.thresholds.items()),
             *alarm_lines(facts),
+            *gate_lines(facts),
             *self._warnings(),
         )
 
@@ -104,9 +107,18 @@ def train(
     seed: int = 0,
     arch: str = "x86_64",
     progress: Progress | None = None,
+    gate_share: float = 0.01,
+    secret: Callable[[int], bytes] = os.urandom,
 ) -> Trained:
     """
-    Fit, calibrate and test a model on *windows*; the same windows and *seed* give the same model.
+    Fit, calibrate and test a model on *windows*; the same windows, *seed* and *secret* give the same model.
+
+    Parameters
+    ----------
+    gate_share
+        How many of normal windows the kernel may let through to user space, about.
+    secret
+        Gives so many random bytes, for the seeds of the part in the kernel.
 
     Raises
     ------
@@ -151,7 +163,11 @@ def train(
         member.name: Calibration().fit(member.score(calibrate), names, strangers[member.name])
         for member in members
     }
-    model = Model(members, calibrations, profiles, arch=arch, origin=everything[0].origin)
+    tell("compressing for the kernel", 0.85)
+    kernel = None
+    if everything[0].origin is Origin.BPF:
+        kernel = calibrated(KernelTable.fit(ngram, fit, secret), ngram, calibrate, share=gate_share)
+    model = Model(members, calibrations, profiles, arch=arch, origin=everything[0].origin, kernel=kernel)
 
     tell("testing", 0.9)
     anomalies = [a for at in range(0, len(test), _BATCH) for a in model.assess(test[at : at + _BATCH])]
@@ -180,9 +196,22 @@ def train(
             _alarms(level, sum(a.level >= level for a in anomalies), thread_hours, host_hours)
             for level in model.thresholds
         ),
+        gate=None if kernel is None else _gate(kernel, test, anomalies),
     )
     tell("done", 1.0)
     return Trained(model, facts)
+
+
+def _gate(kernel: KernelTable, test: Sequence[Window], anomalies: Sequence[Anomaly]) -> Gate:
+    flagged = [bool(one.over(kernel.rows[one.row])) for one in follow(kernel, test)]
+    unusual = [anomaly.level is not Level.NONE for anomaly in anomalies]
+    return Gate(
+        profiles=len(kernel.rows) - ROW_FIRST,
+        evicted=kernel.evicted,
+        flagged=sum(flagged),
+        alarms=sum(unusual),
+        missed=sum(u and not f for u, f in zip(unusual, flagged, strict=True)),
+    )
 
 
 def split(windows: Sequence[Window], seed: int) -> tuple[Ints, tuple[ExecutableFacts, ...]]:
@@ -199,7 +228,7 @@ def split(windows: Sequence[Window], seed: int) -> tuple[Ints, tuple[ExecutableF
     # A process that executed several programs stays together, under the one it mostly was.
     of_exe: defaultdict[str, list[ProcessKey]] = defaultdict(list)
     for key, places in of_process.items():
-        exes = Counter(windows[i].process.exe for i in places)
+        exes = Counter(windows[i].process.program for i in places)
         of_exe[min(exes, key=lambda exe: (-exes[exe], exe))].append(key)
 
     part = np.full(len(windows), GAP, np.int64)
@@ -263,13 +292,13 @@ def _strangers(
 ) -> dict[str, Floats]:
     """Return what detectors say of calibration windows if they were fitted without their executables."""
     fold = {
-        exe: int(_hash(seed, exe, "fold") * _FOLDS) for exe in {w.process.exe for w in (*fit, *calibrate)}
+        exe: int(_hash(seed, exe, "fold") * _FOLDS) for exe in {w.process.program for w in (*fit, *calibrate)}
     }
     found: dict[str, list[Floats]] = {member.name: [np.zeros(0)] for member in _members(order, seed)}
     for out in range(_FOLDS):
         tell("calibrating executables never seen", 0.4 + 0.4 * out / _FOLDS)
-        left = [w for w in fit if fold[w.process.exe] != out]
-        asked = [w for w in calibrate if fold[w.process.exe] == out and w.process.exe]
+        left = [w for w in fit if fold[w.process.program] != out]
+        asked = [w for w in calibrate if fold[w.process.program] == out and w.process.program]
         if len(left) < LEAST_WINDOWS or not asked:
             continue
         for member in _members(order, seed):

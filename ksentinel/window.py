@@ -27,6 +27,43 @@ class Cause(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class KernelScore:
+    """
+    What the kernel made of a window: the numbers of docs/kernel-scoring.md.
+
+    Attributes
+    ----------
+    epoch, row
+        Which model scored it, and by which of its rows.
+    begin_mean, begin_cusum, mean, cusum
+        The thread's scores before and after.
+    peak_mean, peak_cusum
+        The highest of them within.
+    process
+        Score of the process afterwards.
+    scored
+        Tokens that moved the scores.
+    choice
+        Why it was sent: ``ungated``, ``flagged``, ``sampled``.
+    over
+        What was over its limit: ``mean``, ``cusum``, ``process``.
+    """
+
+    epoch: int
+    row: int
+    begin_mean: int
+    begin_cusum: int
+    mean: int
+    cusum: int
+    peak_mean: int
+    peak_cusum: int
+    process: int
+    scored: int
+    choice: str
+    over: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """
     Up to 64 consecutive system calls of one thread.
@@ -39,6 +76,8 @@ class Window:
         System calls in order, as in `syscalls.token`.
     lossy
         Something was dropped on the way while this window was filled: an absence in it proves nothing.
+    kernel
+        Its scores in the kernel; None if it wasn't scored there, and in recordings.
     """
 
     process: Process
@@ -49,11 +88,12 @@ class Window:
     cause: Cause = Cause.FULL
     origin: Origin = Origin.BPF
     lossy: bool = field(default=False)
+    kernel: KernelScore | None = field(default=None, compare=False)
 
     @property
     def profile(self) -> tuple[str, str]:
-        """Executable and service ancestor: the normal profile this window is compared with."""
-        return self.process.exe, self.process.service_exe
+        """Program and service ancestor: the normal profile this window is compared with."""
+        return self.process.program, self.process.service_program
 
 
 class Assembler:

@@ -45,7 +45,7 @@ struct task_struct {
         struct files_struct *files;
         kuid_t loginuid;
 };
-struct linux_binprm { const char *filename; };
+struct linux_binprm { const char *filename; const char *interp; };
 
 
 struct seq_file;

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only
-/* Collector: each thread's system calls as windows, security-relevant arguments, and who started whom.
+/* Collector: each thread's system calls as windows, scored, security-relevant arguments, and who started whom.
  *
  *   hook  raw_tp/sys_enter             every system call of every thread
- *         raw_tp/sched_process_fork    a process is born
+ *         tp_btf/sched_process_fork    a process or a thread is born
  *         raw_tp/sched_process_exec    a process has become another program
  *         raw_tp/sched_process_exit    a thread ends
  *         iter/task                    read by user space to flush threads that sleep on a part-filled window
- *   in    config                       own process, idle time
- *         captures                     token -> which arguments to read; written by ksentinel/sources/ringbuf.py
+ *   in    config                       own process, idle time, which model and whether it gates, filters
+ *         models, profiles             a model's rows, and who has which; ksentinel/detectors/kerneltable.py
+ *         captures, prefixes           token -> which arguments to read; path prefix -> class; ksentinel/sources/ringbuf.py
+ *         filters, names               who is watched; programs that start services
+ *         processes                    what is known of processes that ran before
  *   out   ring                         struct ks_window, ks_fork, ks_exec, ks_exit, ks_call
  *         counters                     one struct ks_counters a program and CPU
  *
@@ -17,196 +20,24 @@
  * Arguments of ks_call are read at entry (or, marked late, at the thread's next one), before the kernel copies them:
  * another thread may change them in between (so they are what was asked at that moment, not proof of what was done).
  * Arguments of ks_exec are the new program's own copy, read after the exec succeeded: those can't be raced. */
-#include "kernel_types.h"
-#include "ksentinel_abi.h"
-
-#include <linux/bpf.h>
-
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
-#include <bpf/bpf_tracing.h>
+#include "state.h"
+#include "paths.h"
+#include "score.h"
 
 #define AT_FDCWD (-100)
 #define X32_BIT 0x40000000
 #define TS_COMPAT 0x0002     /* x86: this call came through the 32-bit entry */
 #define TIF_32BIT_ARM64 22
 #define PIDTYPE_SID 3
+#define AF_INET 2
+#define AF_INET6 10
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-
-/* A program never interrupts itself on one CPU (the kernel counts the attempt as a missed run), but one may interrupt
- * another: so each has counters and scratch space of its own, and plain additions are exact. */
-enum program { SYS_ENTER, FORK, EXEC, EXIT, SWEEP, PROGRAMS };
-
-struct thread {
-        __u64 first_ns;
-        __u64 last_tick;
-        __u32 sequence;
-        __u32 busy;          /* who sets it from 0 to 1 may change the rest, except missed */
-        __u32 tid;           /* who made the tokens: an exec gives a thread its leader's id */
-        __u32 missed;        /* what was lost while someone else was busy here; only the thread itself counts it */
-        __u32 missed_told;   /* how many of them a window has told of */
-        __u32 gone;          /* of a group leader: the process' exit has been told */
-        __u16 count;
-        __u16 flags;
-        __u16 call_token;
-        __u16 postponed;     /* the call below is still to be sent */
-        __u16 tokens[KS_WINDOW];
-        __u64 call_ns;
-        __u64 call_args[6];  /* of the last call whose arguments are wanted */
-};
 
 /* When a call's arguments are read. FIRST: at the call; if a page is not in memory (a string of a program that just
  * started), the kernel is about to bring it in, so the call is postponed. AGAIN: at the thread's next call. BLIND: not
  * at all, because that memory is gone or not this task's. */
 enum reading { FIRST, AGAIN, BLIND };
-
-struct scratch {
-        union {
-                struct ks_header header;
-                struct ks_call call;
-                struct ks_exec exec;
-        };
-        /* The last part may start just below KS_DATA and be KS_TEXT long. */
-        __u8 data[KS_DATA + KS_TEXT + 256];
-};
-
-struct {
-        __uint(type, BPF_MAP_TYPE_RINGBUF);
-        __uint(max_entries, 16 * 1024 * 1024);
-} ring SEC(".maps");
-
-struct {
-        __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-        __uint(map_flags, BPF_F_NO_PREALLOC);
-        __type(key, int);
-        __type(value, struct thread);
-} threads SEC(".maps");
-
-struct {
-        __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-        __uint(max_entries, PROGRAMS);
-        __type(key, __u32);
-        __type(value, struct ks_counters);
-} counters SEC(".maps");
-
-struct {
-        __uint(type, BPF_MAP_TYPE_ARRAY);
-        __uint(max_entries, 1);
-        __type(key, __u32);
-        __type(value, struct ks_config);
-} config SEC(".maps");
-
-struct {
-        __uint(type, BPF_MAP_TYPE_ARRAY);
-        __uint(max_entries, KS_TOKENS);
-        __type(key, __u32);
-        __type(value, struct ks_capture);
-} captures SEC(".maps");
-
-struct {
-        __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-        __uint(max_entries, PROGRAMS);
-        __type(key, __u32);
-        __type(value, struct scratch);
-} scratches SEC(".maps");
-
-/* Types that only travel through the ring buffer: named here so that BTF has them. */
-const struct ks_window *unused_window __attribute__((unused));
-const struct ks_fork *unused_fork __attribute__((unused));
-const struct ks_exit *unused_exit __attribute__((unused));
-const struct ks_part *unused_part __attribute__((unused));
-
-static const __u32 zero = 0;
-
-/* Jiffies cost a load where a clock costs 20 ns; how long one is, sweep() finds out by comparing two passes. Until
- * then: HZ=250, what most distributions choose. */
-static __u64 first_sweep_ns, first_sweep_tick;
-static __u64 tick_ns = 4000000;
-
-static __always_inline struct ks_counters *counters_of(__u32 program)
-{
-        return bpf_map_lookup_elem(&counters, &program);
-}
-
-static __always_inline struct scratch *scratch_of(__u32 program)
-{
-        return bpf_map_lookup_elem(&scratches, &program);
-}
-
-static __always_inline void fill_header(struct ks_header *h, __u16 kind, __u32 size, struct task_struct *task)
-{
-        h->kind = kind;
-        h->flags = 0;
-        h->size = size;
-        h->time_ns = bpf_ktime_get_boot_ns();
-        h->start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
-        h->tgid = BPF_CORE_READ(task, tgid);
-        h->tid = BPF_CORE_READ(task, pid);
-}
-
-/* How long the thread has made no call. The last call is read before the clock: the other way round, one that comes
- * in between would lie in the future, and so look very old. */
-static __always_inline __u64 silent_ns(struct thread *thread)
-{
-        __u64 last = *(volatile __u64 *)&thread->last_tick;
-
-        return (bpf_jiffies64() - last) * tick_ns;
-}
-
-/* Under a flood arguments go first, then windows: the last eighth is for fork, exec and exit, without which nobody
- * knows any more who does what. */
-static __always_inline int crowded(__u64 eighths)
-{
-        return bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) * 8 > bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) * eighths;
-}
-
-/* Sends the thread's tokens so far. The caller holds thread->busy. */
-static __always_inline void close_window(struct ks_counters *c, struct task_struct *task, struct thread *thread,
-                                         __u16 cause)
-{
-        __u32 missed = *(volatile __u32 *)&thread->missed;
-        __u16 count = thread->count;
-        struct ks_window *w;
-
-        if (!count)
-                return;
-        if (missed != thread->missed_told)
-                thread->flags |= KS_FLAG_LOSSY;
-        thread->missed_told = missed;
-        if (cause < KS_CAUSES)
-                c->closed[cause]++;
-
-        w = crowded(7) ? 0 : bpf_ringbuf_reserve(&ring, sizeof(*w), 0);
-        if (!w) {
-                c->windows_dropped++;
-                c->tokens_dropped += count;
-                thread->flags |= KS_FLAG_LOSSY;
-        } else {
-                fill_header(&w->header, KS_KIND_WINDOW, sizeof(*w), task);
-                w->header.flags = thread->flags;
-                w->header.tid = thread->tid;
-                w->first_ns = thread->first_ns;
-                w->last_ns = w->header.time_ns;
-                /* A full window closes at its last call, an exec is one; the others may come long after it. A tick is
-                 * coarse, so never before the first call. */
-                if (cause != KS_CAUSE_FULL && cause != KS_CAUSE_EXEC) {
-                        __u64 silent = silent_ns(thread), span = w->last_ns - w->first_ns;
-
-                        w->last_ns -= silent < span ? silent : span;
-                }
-                w->sequence = thread->sequence;
-                w->count = count;
-                w->cause = cause;
-                __builtin_memcpy(w->tokens, thread->tokens, sizeof(w->tokens));
-                bpf_ringbuf_submit(w, 0);
-                c->windows_sent++;
-                c->tokens_sent += count;
-                thread->flags = 0;
-        }
-        thread->sequence++;
-        thread->count = 0;
-}
 
 static __always_inline __u32 token_of(struct task_struct *task, long id)
 {
@@ -256,111 +87,6 @@ static __always_inline __u64 arg(const struct ks_call *call, __u8 number)
         __u32 index = (number - 1) & 7;
 
         return call->args[index > 5 ? 5 : index];
-}
-
-/* Starts a part; returns where its bytes go, at most KS_DATA - 1 + sizeof(struct ks_part). There are at most four parts
- * of up to KS_TEXT bytes each, so the mask never takes effect: it is what the verifier needs to see. */
-static __always_inline __u32 begin(struct scratch *s, __u32 off, __u16 kind)
-{
-        struct ks_part *part;
-
-        off &= KS_DATA - 1;
-        part = (struct ks_part *)&s->data[off];
-        part->kind = kind;
-        part->len = 0;
-        return off + sizeof(*part);
-}
-
-static __always_inline __u32 end(struct scratch *s, __u32 at, __u32 len)
-{
-        __u32 start = at - sizeof(struct ks_part);
-
-        ((struct ks_part *)&s->data[start & (KS_DATA - 1)])->len = len;
-        return at + len;
-}
-
-struct climb {
-        struct scratch *s;
-        struct mount *mnt;
-        struct dentry *dentry;
-        __u32 at;
-        __u32 limit;
-        __u32 done;          /* there is nothing above */
-        __u32 adrift;        /* ... and that is no namespace's root: unmounted since, or a socket, a pipe */
-};
-
-/* NULL, or an error number in its place. */
-static __always_inline int no_namespace(struct mnt_namespace *ns)
-{
-        return !ns || (unsigned long)ns >= (unsigned long)-4095;
-}
-
-static long climb_one(__u32 index __attribute__((unused)), struct climb *climb)
-{
-        struct dentry *dentry = climb->dentry, *parent;
-        struct mount *mnt = climb->mnt;
-        __u32 at = climb->at & (KS_DATA - 1);
-        long len;
-
-        if (dentry == BPF_CORE_READ(mnt, mnt.mnt_root)) {
-                struct mount *up = BPF_CORE_READ(mnt, mnt_parent);
-
-                if (up == mnt || !up) {
-                        climb->done = 1;
-                        climb->adrift = no_namespace(BPF_CORE_READ(mnt, mnt_ns));
-                        return 1;
-                }
-                climb->dentry = BPF_CORE_READ(mnt, mnt_mountpoint);
-                climb->mnt = up;
-                return 0;
-        }
-        if (climb->at > climb->limit)
-                return 1; /* the next name might not fit */
-        len = bpf_probe_read_kernel_str(&climb->s->data[at], KS_NAME, BPF_CORE_READ(dentry, d_name.name));
-        if (len > 0)
-                climb->at = at + len;
-        parent = BPF_CORE_READ(dentry, d_parent);
-        climb->dentry = parent;
-        climb->done = dentry == parent; /* no tree above: a memfd */
-        return climb->done ? 1 : 0;
-}
-
-/* Names from leaf to root, across mount points. The kernel's own d_path isn't allowed in these programs.
- *
- * The top is that of the mount namespace, not the caller's root: who has called chroot() is seen from outside. Where
- * it is too far away, or not connected any more, the part is marked as cut: what remains must not pass for a path from
- * the root.
- *
- * Not static: so the verifier looks at it once, by itself, and not again for each path through its callers (which ends
- * beyond its million instructions). Such functions take plain numbers only. */
-__noinline __u32 add_names(__u32 program, __u32 off, __u64 vfsmnt, __u64 dentry, __u32 kind)
-{
-        struct scratch *s = scratch_of(program);
-        struct climb climb = {};
-        __u32 start;
-
-        if (!s)
-                return off;
-        start = begin(s, off, kind);
-        climb.s = s;
-        climb.mnt = (void *)vfsmnt - bpf_core_field_offset(struct mount, mnt);
-        climb.dentry = (void *)dentry;
-        climb.at = start;
-        climb.limit = start + KS_TEXT - KS_NAME;
-        bpf_loop(KS_COMPONENTS, climb_one, &climb, 0);
-        if (!climb.done)
-                s->header.flags |= KS_FLAG_TRUNCATED;
-        if (!climb.done || climb.adrift)
-                begin(s, off, kind | KS_PART_CUT);
-        return end(s, start, climb.at > start ? climb.at - start : 0);
-}
-
-static __always_inline __u32 add_path_names(__u32 program, __u32 off, const struct path *from, __u16 kind)
-{
-        struct path path = {};
-
-        bpf_probe_read_kernel(&path, sizeof(path), from);
-        return add_names(program, off, (__u64)path.mnt, (__u64)path.dentry, kind);
 }
 
 static __always_inline __u32 add_user_string(struct scratch *s, __u32 off, const void *from, __u16 kind)
@@ -435,28 +161,103 @@ static __always_inline __u32 add_path(__u32 program, struct scratch *s, __u32 of
         return base > off + sizeof(struct ks_part) ? base : off;
 }
 
-/* Sends thread's call. The caller holds thread->busy. */
+/* The class of an absolute path, as it was written: a hint for the sequence, not a decision. */
+static __noinline __u32 class_of_path(struct scratch *s, __u32 at)
+{
+        __u32 *class;
+
+        at &= KS_DATA - 1;
+        if (s->data[at] != '/')
+                return KS_CLASS_NONE;
+        __builtin_memcpy(s->prefix.path, &s->data[at], KS_PREFIX);
+        s->prefix.bits = 8 * KS_PREFIX;
+        class = bpf_map_lookup_elem(&prefixes, &s->prefix);
+        return class ? *class : KS_CLASS_NONE;
+}
+
+static __always_inline __u32 class_of_ipv4(const __u8 *a)
+{
+        if (a[0] == 127 || !a[0]) /* 0.0.0.0 leads to this host, too */
+                return KS_CLASS_LOOPBACK;
+        if (a[0] == 10 || (a[0] == 172 && (a[1] & 0xf0) == 16) || (a[0] == 192 && a[1] == 168) ||
+            (a[0] == 169 && a[1] == 254) || (a[0] == 100 && (a[1] & 0xc0) == 64))
+                return KS_CLASS_PRIVATE;
+        return KS_CLASS_PUBLIC;
+}
+
+static __noinline __u32 class_of_address(struct scratch *s, __u32 at)
+{
+        const __u8 *address = &s->data[at & (KS_DATA - 1)];
+        __u16 family = *(__u16 *)address;
+        __u32 zeros = 0;
+
+        if (family == AF_INET)
+                return class_of_ipv4(address + 4);
+        if (family != AF_INET6)
+                return KS_CLASS_NONE;
+        address += 8;
+        for (__u32 i = 0; i < 10; i++)
+                zeros += !address[i];
+        if (zeros == 10 && address[10] == 0xff && address[11] == 0xff)
+                return class_of_ipv4(address + 12);
+        if (zeros == 10 && !address[10] && !address[11] && !address[12] && !address[13] && !address[14] && address[15] < 2)
+                return KS_CLASS_LOOPBACK;
+        if ((address[0] & 0xfe) == 0xfc || (address[0] == 0xfe && (address[1] & 0xc0) == 0x80))
+                return KS_CLASS_PRIVATE;
+        return KS_CLASS_PUBLIC;
+}
+
+/* What a call is about becomes a token of its own behind the call's. */
+static __always_inline void append_class(__u32 program, struct ks_counters *c, struct task_struct *task,
+                                         struct thread *thread, __u32 class)
+{
+        struct ks_config *cfg = bpf_map_lookup_elem(&config, &zero);
+        int full;
+
+        if (class >= KS_CLASSES || !cfg)
+                return;
+        c->classes[class]++;
+        full = append(task, thread, KS_TOKEN_CLASS | class);
+        score(cfg, thread);
+        if (full)
+                close_window(program, c, task, thread, KS_CAUSE_FULL);
+}
+
+/* Whether the process has sent more arguments in this second than one may: its flood must not cost others theirs. */
+static __always_inline int beyond_its_share(struct task_struct *task)
+{
+        struct ks_config *cfg = bpf_map_lookup_elem(&config, &zero);
+        struct ks_process *process;
+        __u64 now = bpf_jiffies64();
+
+        if (!cfg || !cfg->calls_a_second)
+                return 0;
+        process = bpf_task_storage_get(&processes, task->group_leader, 0, 0);
+        if (!process)
+                return 0;
+        if ((now - process->second_tick) * tick_ns >= 1000000000) {
+                process->second_tick = now;
+                process->calls = 0;
+        }
+        return process->calls++ >= cfg->calls_a_second;
+}
+
+/* Sends thread's call. The caller holds the thread. */
 static __noinline int send_call(__u32 program, struct task_struct *task, struct thread *thread, enum reading reading)
 {
         struct ks_counters *c = counters_of(program);
         struct scratch *s = scratch_of(program);
-        int full;
-        __u32 token = thread->call_token, off = 0;
+        int full, limited;
+        __u32 token = thread->call_token, off = 0, class = KS_CLASS_NONE, sequence;
         struct ks_capture *want = bpf_map_lookup_elem(&captures, &token);
 
         if (!s || !c || !want)
                 return 0;
         thread->postponed = 0;
-        fill_header(&s->header, KS_KIND_CALL, 0, task);
-        s->header.time_ns = thread->call_ns;
         __builtin_memcpy(s->call.args, thread->call_args, sizeof(s->call.args));
         if (want->address && !arg(&s->call, want->address))
                 return 0; /* sendto on a connected socket: nothing to tell */
-        s->call.token = token;
-        s->call.uid = BPF_CORE_READ(task, cred, uid.val);
-        s->call.euid = BPF_CORE_READ(task, cred, euid.val);
-        s->call.unused = s->call.unused2 = 0;
-
+        s->header.flags = 0;
         if (reading == BLIND) {
                 s->header.flags |= KS_FLAG_UNREADABLE;
                 goto send;
@@ -468,9 +269,11 @@ static __noinline int send_call(__u32 program, struct task_struct *task, struct 
         if (want->path2)
                 off = add_path(program, s, off, task, want->path2, want->dir2, KS_PART_PATH2, KS_PART_BASE2);
         if (want->address) {
-                __u32 len = arg(&s->call, want->address_len);
+                __u32 len = arg(&s->call, want->address_len), at = off;
 
                 off = add_user_bytes(s, off, (void *)arg(&s->call, want->address), len, KS_PART_ADDRESS);
+                if (off >= at + sizeof(struct ks_part) + 8)
+                        class = class_of_address(s, at + sizeof(struct ks_part));
         }
         if (want->words)
                 off = add_user_bytes(s, off, (void *)arg(&s->call, want->words), 8, KS_PART_WORDS);
@@ -478,6 +281,8 @@ static __noinline int send_call(__u32 program, struct task_struct *task, struct 
                 thread->postponed = 1;
                 return 0;
         }
+        if (want->path1 && ((struct ks_part *)s->data)->len) /* the first part, and it was readable */
+                class = class_of_path(s, sizeof(struct ks_part));
 send:
         c->calls++;
         if (s->header.flags & KS_FLAG_TRUNCATED)
@@ -486,33 +291,47 @@ send:
                 c->calls_unreadable++;
         if (s->header.flags & KS_FLAG_LATE)
                 c->calls_late++;
+        sequence = c->records++;
+        limited = beyond_its_share(task);
         full = crowded(6); /* before the size: the verifier forgets its bounds over a call */
+        {
+                __u16 flags = s->header.flags;
+
+                fill_header(program, &s->header, KS_KIND_CALL, 0, task, sequence);
+                s->header.flags = flags;
+        }
+        s->header.time_ns = thread->call_ns;
+        s->call.token = token;
+        s->call.uid = BPF_CORE_READ(task, cred, uid.val);
+        s->call.euid = BPF_CORE_READ(task, cred, euid.val);
+        s->call.unused = s->call.unused2 = 0;
         if (off > sizeof(s->data))
                 off = sizeof(s->data);
         s->header.size = offsetof(struct scratch, data) + off;
-        if (full || bpf_ringbuf_output(&ring, s, s->header.size, 0)) {
+        if (limited)
+                c->calls_limited++;
+        if (limited || full || bpf_ringbuf_output(&ring, s, s->header.size, 0)) {
                 c->calls_dropped++;
                 thread->flags |= KS_FLAG_LOSSY;
         } else {
                 c->calls_sent++;
         }
+        append_class(program, c, task, thread, class);
         return 0;
 }
 
-static __always_inline void append(struct ks_counters *c, struct task_struct *task, struct thread *thread, __u32 token)
+/* A thread that executes while others of its process run takes their leader's place, and what is known of the process
+ * stands with the leader that then is gone: keep it with this one. */
+static __noinline int keep_process(struct task_struct *task)
 {
-        __u16 n = thread->count;
+        struct ks_process *process = bpf_task_storage_get(&processes, task->group_leader, 0, 0), *own;
 
-        thread->last_tick = bpf_jiffies64();
-        if (!n) {
-                thread->first_ns = bpf_ktime_get_boot_ns();
-                thread->tid = task->pid;
-        }
-        thread->tokens[n & (KS_WINDOW - 1)] = token;
-        thread->count = n + 1;
-        c->recorded++;
-        if (n + 1 >= KS_WINDOW)
-                close_window(c, task, thread, KS_CAUSE_FULL);
+        if (!process)
+                return 0;
+        own = bpf_task_storage_get(&processes, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        if (own)
+                *own = *process;
+        return 0;
 }
 
 SEC("raw_tp/sys_enter")
@@ -524,6 +343,7 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
         struct ks_capture *want;
         struct thread *thread;
         __u32 token;
+        int full;
 
         if (!c || !cfg)
                 return 0;
@@ -537,39 +357,57 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
                 c->no_storage++;
                 return 0;
         }
-        if (__sync_lock_test_and_set(&thread->busy, 1)) {
+        if (thread->excluded && thread->epoch == cfg->epoch) {
+                thread->excluded_calls++;
+                return 0;
+        }
+        if (take(thread)) {
                 c->contended++;
                 thread->missed++;
                 return 0;
         }
+        if (thread->epoch != cfg->epoch) {
+                identify(cfg, task, thread);
+                if (thread->excluded) {
+                        thread->excluded_calls++;
+                        give_back(thread);
+                        return 0;
+                }
+        }
         token = token_of(task, ctx->args[1]);
         if (thread->postponed)
                 send_call(SYS_ENTER, task, thread, AGAIN);
-        append(c, task, thread, token);
+        full = append(task, thread, token);
+        if (score(cfg, thread))
+                thread->scored_calls++;
+        else
+                thread->unscored_calls++;
+        if (full)
+                close_window(SYS_ENTER, c, task, thread, KS_CAUSE_FULL);
 
         want = bpf_map_lookup_elem(&captures, &token);
         if (want && want->wanted) {
                 thread->call_ns = bpf_ktime_get_boot_ns();
                 thread->call_token = token;
                 read_args(thread->call_args, (struct pt_regs *)ctx->args[0], token);
+                if (want->wanted == KS_WANT_AT_ONCE && task->group_leader != task)
+                        keep_process(task);
                 send_call(SYS_ENTER, task, thread, FIRST);
         }
-        __sync_lock_test_and_set(&thread->busy, 0);
+        give_back(thread);
         return 0;
 }
 
-static __always_inline void flush(__u32 program, struct ks_counters *c, struct task_struct *task, __u16 cause)
+/* Sends what the thread has, as far as nobody else is doing just that. */
+static __always_inline void flush(__u32 program, struct ks_counters *c, struct task_struct *task,
+                                  struct thread *thread, __u16 cause)
 {
-        struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
-
-        if (!thread || __sync_lock_test_and_set(&thread->busy, 1))
-                return; /* being swept this very moment: the sweep sends it */
         if (thread->postponed)
                 send_call(program, task, thread, BLIND);
-        close_window(c, task, thread, cause);
+        close_window(program, c, task, thread, cause);
+        settle(c, thread);
         if (thread->tid != (__u32)task->pid)
                 thread->sequence = 0; /* an exec outside the leader: from here on it counts as the leader's */
-        __sync_lock_test_and_set(&thread->busy, 0);
 }
 
 static __always_inline __u32 session_of(struct task_struct *task)
@@ -577,29 +415,171 @@ static __always_inline __u32 session_of(struct task_struct *task)
         return BPF_CORE_READ(task, signal, pids[PIDTYPE_SID], numbers[0].nr);
 }
 
-SEC("raw_tp/sched_process_fork")
-int on_fork(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline __u32 carried(__u32 score, __u16 share)
 {
-        struct task_struct *parent = (void *)ctx->args[0], *child = (void *)ctx->args[1];
+        return (__u64)score * share >> 8;
+}
+
+/* What a child process is born with. */
+static __always_inline int inherit_process(struct ks_process *parent, struct ks_process *child, int first, __u16 share)
+{
+        *child = *parent;
+        child->score = carried(parent->score, share);
+        child->calls = 0;
+        child->second_tick = 0;
+        child->flags = parent->flags & ~(KS_PROCESS_SERVED | KS_PROCESS_BY_TERMINAL);
+        child->service = 0;
+        if (!first && !(parent->flags & KS_PROCESS_LAUNCHER)) {
+                int served = parent->flags & KS_PROCESS_SERVED;
+
+                child->service = served ? parent->service : parent->program;
+                child->flags |= KS_PROCESS_SERVED | (served ? parent->flags & KS_PROCESS_BY_TERMINAL : 0);
+                if (!served && parent->flags & KS_PROCESS_TERMINAL)
+                        child->flags |= KS_PROCESS_BY_TERMINAL;
+        }
+        return 0;
+}
+
+SEC("tp_btf/sched_process_fork")
+int on_fork(__u64 *ctx)
+{
+        struct task_struct *parent = (void *)ctx[0], *child = (void *)ctx[1];
         struct ks_counters *c = counters_of(FORK);
+        struct ks_config *cfg = bpf_map_lookup_elem(&config, &zero);
+        int process_born = child->pid == child->tgid, missing = 0;
+        struct thread *from, *to;
+        __u32 mean = 0, cusum = 0, score = 0, row_number, sequence;
+        struct ks_process *above, *below;
+        struct ks_profile *row = 0;
+        __u16 share = 256;
         struct ks_fork *f;
 
-        if (!c || BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
-                return 0; /* a thread, not a process */
+        if (!c || !cfg)
+                return 0;
+        from = bpf_task_storage_get(&threads, parent, 0, 0);
+        if (from) {
+                if (process_born) {
+                        row_number = from->row;
+                        row = bpf_map_lookup_elem(&models, &row_number);
+                        share = row ? row->carry_fork : 0;
+                }
+                mean = carried(from->mean, share);
+                cusum = carried(from->cusum, share);
+        }
+        if (mean || cusum) {
+                to = bpf_task_storage_get(&threads, child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+                if (to) {
+                        to->mean = mean;
+                        to->cusum = cusum;
+                } else {
+                        missing = 1;
+                }
+        }
+        if (process_born) {
+                above = bpf_task_storage_get(&processes, parent->group_leader, 0, 0);
+                below = above ? bpf_task_storage_get(&processes, child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE) : 0;
+                if (below) {
+                        inherit_process(above, below, parent->tgid <= 1, share);
+                        score = below->score;
+                } else if (above) {
+                        missing = 1;
+                }
+        }
+        c->no_inheritance += missing;
+        if (!process_born)
+                return 0;
         c->lifecycle++;
+        sequence = c->records++;
         f = bpf_ringbuf_reserve(&ring, sizeof(*f), 0);
         if (!f) {
                 c->lifecycle_dropped++;
                 return 0;
         }
-        fill_header(&f->header, KS_KIND_FORK, sizeof(*f), child);
+        fill_header(FORK, &f->header, KS_KIND_FORK, sizeof(*f), child, sequence);
         f->parent_start_ns = BPF_CORE_READ(parent, group_leader, start_boottime);
         f->parent_tgid = BPF_CORE_READ(parent, tgid);
+        f->cgroup = bpf_get_current_cgroup_id();
         f->session = session_of(child);
         f->uid = BPF_CORE_READ(child, cred, uid.val);
         f->euid = BPF_CORE_READ(child, cred, euid.val);
+        f->mean = mean;
+        f->cusum = cusum;
+        f->process = score;
+        f->unused = 0;
         bpf_ringbuf_submit(f, 0);
         c->lifecycle_sent++;
+        return 0;
+}
+
+/* The process has become the program whose hash is given; what it was goes into its lineage. */
+static __always_inline void become(struct task_struct *task, struct ks_process *process, __u64 program, __u32 flags)
+{
+        for (int i = KS_BEFORE - 1; i > 0; i--)
+                process->before[i] = process->before[i - 1];
+        process->before[0] = process->program;
+        if (process->known < KS_BEFORE && (process->known || process->program))
+                process->known++;
+        process->program = program;
+        process->flags = (process->flags & ~(KS_PROCESS_LAUNCHER | KS_PROCESS_TERMINAL)) | flags;
+        if (process->flags & KS_PROCESS_BY_TERMINAL && session_of(task) == (__u32)task->tgid) {
+                process->flags &= ~(KS_PROCESS_SERVED | KS_PROCESS_BY_TERMINAL);
+                process->service = 0;
+        }
+}
+
+static __always_inline __u32 name_flags(struct scratch *s)
+{
+        __u32 *leaf, *top, flags = 0;
+
+        top = bpf_map_lookup_elem(&names, &s->hashing.top);
+        if (!top || !(*top & KS_NAME_SYSTEM))
+                return 0; /* by name, but only where a package manager puts programs: /tmp/sshd launches no services */
+        leaf = bpf_map_lookup_elem(&names, &s->hashing.leaf);
+        if (leaf && *leaf & KS_NAME_LAUNCHER)
+                flags |= KS_PROCESS_LAUNCHER;
+        if (leaf && *leaf & KS_NAME_TERMINAL)
+                flags |= KS_PROCESS_TERMINAL;
+        return flags;
+}
+
+/* The thread's scores after an exec, its new row, and the exec token. */
+static __noinline int begin_program(struct ks_counters *c, struct task_struct *task, struct thread *thread,
+                                    struct scratch *s)
+{
+        struct ks_config *cfg = bpf_map_lookup_elem(&config, &zero);
+        struct ks_process *process = bpf_task_storage_get(&processes, task->group_leader, 0, 0);
+        __u32 row_number = thread->row, lineage, surprise;
+        struct ks_profile *row = bpf_map_lookup_elem(&models, &row_number), *by;
+        __u16 share = row ? row->carry_exec : 0;
+
+        if (!cfg)
+                return 0;
+        thread->mean = carried(thread->mean, share);
+        thread->cusum = carried(thread->cusum, share);
+        if (process)
+                process->score = carried(process->score, share);
+        forget_history(thread);
+        identify(cfg, task, thread);
+        s->exec.mean = thread->mean;
+        s->exec.cusum = thread->cusum;
+        s->exec.process = process ? process->score : 0;
+        s->exec.epoch = thread->epoch;
+        s->exec.row = thread->row == KS_ROW_NONE ? KS_ROW_NONE : thread->row - cfg->base;
+        if (thread->excluded)
+                return 0;
+        append(task, thread, KS_TOKEN_EXEC); /* the window was closed: it can't be full */
+        c->exec_tokens++;
+        if (!cfg->scoring || !process)
+                return 0;
+        lineage = cfg->base + KS_ROW_LINEAGE;
+        by = bpf_map_lookup_elem(&models, &lineage);
+        row_number = thread->row;
+        row = bpf_map_lookup_elem(&models, &row_number);
+        if (!by || !row || !by->order || by->epoch != thread->epoch || row->epoch != thread->epoch)
+                return 0;
+        surprise = lineage_surprise(by, process);
+        accumulate(thread, row, surprise);
+        s->exec.surprise = surprise;
         return 0;
 }
 
@@ -610,54 +590,99 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
         struct linux_binprm *bprm = (void *)ctx->args[2];
         struct ks_counters *c = counters_of(EXEC);
         struct scratch *s = scratch_of(EXEC);
+        struct ks_process *process;
         unsigned long from, to;
         struct thread *thread;
-        __u32 off = 0, at, len;
+        __u32 off = 0, at, len, flags = 0, program_flags = 0, sequence;
+        __u64 program = 0;
         struct file *exe;
+        int held = 0;
         long got;
 
         if (!c || !s)
                 return 0;
-        flush(EXEC, c, task, KS_CAUSE_EXEC);
+        thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        if (thread && !take(thread)) {
+                held = 1;
+                flush(EXEC, c, task, thread, KS_CAUSE_EXEC);
+        }
         c->lifecycle++;
-        fill_header(&s->header, KS_KIND_EXEC, 0, task);
-        s->exec.uid = BPF_CORE_READ(task, cred, uid.val);
-        s->exec.euid = BPF_CORE_READ(task, cred, euid.val);
-        s->exec.auid = bpf_core_field_exists(task->loginuid) ? BPF_CORE_READ(task, loginuid.val) : (__u32)-1;
-        s->exec.session = session_of(task);
-
+        s->header.flags = 0;
         exe = BPF_CORE_READ(task, mm, exe_file);
         if (exe) {
                 if (!BPF_CORE_READ(exe, f_inode, i_nlink))
-                        s->header.flags |= KS_FLAG_UNLINKED;
+                        flags |= KS_FLAG_UNLINKED;
                 off = add_path_names(EXEC, off, &exe->f_path, KS_PART_EXE);
+                if (!flags && !(s->header.flags & KS_FLAG_TRUNCATED) && ((struct ks_part *)s->data)->kind == KS_PART_EXE) {
+                        program = hash_names(EXEC, sizeof(struct ks_part), off - sizeof(struct ks_part));
+                        program_flags = name_flags(s);
+                }
         }
         off = add_path_names(EXEC, off, &task->fs->pwd, KS_PART_CWD);
 
         at = begin(s, off, KS_PART_NAME);
         got = bpf_probe_read_kernel_str(&s->data[at & (KS_DATA - 1)], KS_TEXT, BPF_CORE_READ(bprm, filename));
         off = end(s, at, got > 0 ? got & (2 * KS_TEXT - 1) : 0);
+        if (BPF_CORE_READ(bprm, interp) != BPF_CORE_READ(bprm, filename)) {
+                __u64 script = hash_script(EXEC, at);
+
+                flags |= KS_FLAG_SCRIPT;
+                if (script) {
+                        program = script;
+                        program_flags = 0;
+                }
+        }
 
         from = BPF_CORE_READ(task, mm, arg_start);
         to = BPF_CORE_READ(task, mm, arg_end);
         len = to > from ? (to - from > KS_TEXT ? KS_TEXT : to - from) : 0;
         if (to > from && to - from > KS_TEXT)
-                s->header.flags |= KS_FLAG_TRUNCATED;
+                flags |= KS_FLAG_TRUNCATED;
         at = begin(s, off, KS_PART_ARGV);
+        __asm__ volatile("" : "+r"(len)); /* so that the bound stands where the verifier looks for it */
         len = len > KS_TEXT ? KS_TEXT : len;
         if (bpf_probe_read_user(&s->data[at & (KS_DATA - 1)], len, (void *)from)) {
-                s->header.flags |= KS_FLAG_UNREADABLE;
+                flags |= KS_FLAG_UNREADABLE;
                 len = 0;
         }
         off = end(s, at, len);
 
+        process = bpf_task_storage_get(&processes, task->group_leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        s->exec.known = 0;
+        s->exec.service = s->exec.before[0] = s->exec.before[1] = 0;
+        if (process) {
+                become(task, process, program, program_flags);
+                s->exec.known = process->known;
+                s->exec.before[0] = process->before[0];
+                s->exec.before[1] = process->before[1];
+                s->exec.service = process->flags & KS_PROCESS_SERVED ? process->service : process->program;
+        } else {
+                c->no_inheritance++;
+        }
+        s->exec.surprise = KS_NEVER;
+        s->exec.mean = s->exec.cusum = s->exec.process = s->exec.epoch = 0;
+        s->exec.row = KS_ROW_NONE;
+        if (held && thread) {
+                begin_program(c, task, thread, s);
+                give_back(thread);
+        }
+
+        sequence = c->records++;
+        flags |= s->header.flags;
+        fill_header(EXEC, &s->header, KS_KIND_EXEC, 0, task, sequence);
+        s->header.flags = flags;
+        s->exec.uid = BPF_CORE_READ(task, cred, uid.val);
+        s->exec.euid = BPF_CORE_READ(task, cred, euid.val);
+        s->exec.auid = bpf_core_field_exists(task->loginuid) ? BPF_CORE_READ(task, loginuid.val) : (__u32)-1;
+        s->exec.session = session_of(task);
+        s->exec.cgroup = bpf_get_current_cgroup_id();
+        s->exec.program = program;
         if (off > sizeof(s->data))
                 off = sizeof(s->data);
-        /* The parts follow struct ks_call's room, the larger of the two: user space skips it. */
+        /* The parts follow the larger of struct ks_call and ks_exec: user space skips that much. */
         s->header.size = offsetof(struct scratch, data) + off;
         if (bpf_ringbuf_output(&ring, s, s->header.size, 0)) {
                 c->lifecycle_dropped++;
-                thread = bpf_task_storage_get(&threads, task, 0, 0);
                 if (thread)
                         thread->missed++;
         } else {
@@ -671,12 +696,17 @@ int on_exit(void *ctx __attribute__((unused)))
 {
         struct task_struct *task = bpf_get_current_task_btf();
         struct ks_counters *c = counters_of(EXIT);
-        struct thread *leader;
+        struct thread *thread, *leader;
         struct ks_exit *x;
+        __u32 sequence;
 
         if (!c)
                 return 0;
-        flush(EXIT, c, task, KS_CAUSE_EXIT);
+        thread = bpf_task_storage_get(&threads, task, 0, 0);
+        if (thread && !take(thread)) { /* else it is being swept this very moment: the sweep sends it */
+                flush(EXIT, c, task, thread, KS_CAUSE_EXIT);
+                give_back(thread);
+        }
         if (BPF_CORE_READ(task, signal, live.counter) > 0)
                 return 0; /* other threads of the process live on */
         /* Threads that end at the same moment have all counted themselves out before the first of them gets here: they
@@ -685,12 +715,13 @@ int on_exit(void *ctx __attribute__((unused)))
         if (leader && __sync_lock_test_and_set(&leader->gone, 1))
                 return 0;
         c->lifecycle++;
+        sequence = c->records++;
         x = bpf_ringbuf_reserve(&ring, sizeof(*x), 0);
         if (!x) {
                 c->lifecycle_dropped++;
                 return 0;
         }
-        fill_header(&x->header, KS_KIND_EXIT, sizeof(*x), task);
+        fill_header(EXIT, &x->header, KS_KIND_EXIT, sizeof(*x), task, sequence);
         bpf_ringbuf_submit(x, 0);
         c->lifecycle_sent++;
         return 0;
@@ -721,18 +752,19 @@ int sweep(struct bpf_iter__task *ctx)
         if (!ctx->meta->seq_num)
                 measure_tick();
         thread = bpf_task_storage_get(&threads, task, 0, 0);
-        if (!thread || (!thread->count && !thread->postponed))
+        if (!thread || (!thread->count && !thread->postponed && thread->excluded_calls == thread->excluded_told))
                 return 0;
         if (!cfg->stopping && silent_ns(thread) < cfg->idle_ns)
                 return 0;
-        if (__sync_lock_test_and_set(&thread->busy, 1))
+        if (take(thread))
                 return 0;
+        settle(c, thread);
         /* It may have woken up since. */
         if (cfg->stopping || silent_ns(thread) >= cfg->idle_ns) {
                 if (thread->postponed)
                         send_call(SWEEP, task, thread, BLIND);
-                close_window(c, task, thread, cfg->stopping ? KS_CAUSE_STOP : KS_CAUSE_IDLE);
+                close_window(SWEEP, c, task, thread, cfg->stopping ? KS_CAUSE_STOP : KS_CAUSE_IDLE);
         }
-        __sync_lock_test_and_set(&thread->busy, 0);
+        give_back(thread);
         return 0;
 }

@@ -9,11 +9,20 @@ import ctypes
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 
-VERSION = 1
+VERSION = 2
 WINDOW = 64
 TOKENS = 4096
 TEXT = 4096
 COMPONENTS = 256
+ENTRIES = 65536
+NEVER = 255
+ROWS = 66
+ROW_HOST = 0
+ROW_LINEAGE = 1
+ROW_NONE = 0xFFFFFFFF
+ORDER = 8
+PREFIX = 64
+BEFORE = 2
 
 
 class Kind(IntEnum):
@@ -26,6 +35,67 @@ class Kind(IntEnum):
     CALL = 5
 
 
+class Choice(IntEnum):
+    """Why a window goes to user space, or doesn't."""
+
+    UNGATED = 0
+    FLAGGED = 1
+    SAMPLED = 2
+    GATED = 3
+
+
+class Over(IntFlag):
+    """What was over its limit."""
+
+    MEAN = 1
+    CUSUM = 2
+    PROCESS = 4
+
+
+class Class(IntEnum):
+    """What a call is about, as a token."""
+
+    SECRET = 0
+    HOME = 1
+    TMP = 2
+    DEVICE = 3
+    PROC = 4
+    SYSTEM = 5
+    LOOPBACK = 6
+    PRIVATE = 7
+    PUBLIC = 8
+
+
+CLASSES = 16
+
+
+class ProcessFlag(IntFlag):
+    """What the kernel side knows of a process."""
+
+    SERVED = 1
+    BY_TERMINAL = 2
+    LAUNCHER = 4
+    TERMINAL = 8
+    FAMILY = 16
+
+
+class FilterKind(IntFlag):
+    """What a filter is about."""
+
+    PROGRAM = 1
+    UID = 2
+    CGROUP = 4
+    FAMILY = 8
+
+
+class NameFlag(IntFlag):
+    """What a name makes of the program that has it, or of the directory."""
+
+    LAUNCHER = 1
+    TERMINAL = 2
+    SYSTEM = 4
+
+
 class Flag(IntFlag):
     """What must be said about a record."""
 
@@ -34,6 +104,7 @@ class Flag(IntFlag):
     LOSSY = 4
     UNLINKED = 8
     LATE = 16
+    SCRIPT = 32
 
 
 class Wanted(IntEnum):
@@ -73,6 +144,10 @@ class Header(ctypes.Structure):
         ("start_ns", c_uint64),
         ("tgid", c_uint32),
         ("tid", c_uint32),
+        ("sequence", c_uint32),
+        ("cpu", c_uint16),
+        ("program", c_uint8),
+        ("unused", c_uint8),
     )
 
 
@@ -86,6 +161,18 @@ class Window(ctypes.Structure):
         ("sequence", c_uint32),
         ("count", c_uint16),
         ("cause", c_uint16),
+        ("epoch", c_uint32),
+        ("row", c_uint32),
+        ("begin_mean", c_uint32),
+        ("begin_cusum", c_uint32),
+        ("mean", c_uint32),
+        ("cusum", c_uint32),
+        ("peak_mean", c_uint32),
+        ("peak_cusum", c_uint32),
+        ("process", c_uint32),
+        ("scored", c_uint16),
+        ("choice", c_uint8),
+        ("over", c_uint8),
         ("tokens", c_uint16 * WINDOW),
     )
 
@@ -96,10 +183,15 @@ class Fork(ctypes.Structure):
     _fields_ = (
         ("header", Header),
         ("parent_start_ns", c_uint64),
+        ("cgroup", c_uint64),
         ("parent_tgid", c_uint32),
         ("session", c_uint32),
         ("uid", c_uint32),
         ("euid", c_uint32),
+        ("mean", c_uint32),
+        ("cusum", c_uint32),
+        ("process", c_uint32),
+        ("unused", c_uint32),
     )
 
 
@@ -112,6 +204,17 @@ class Exec(ctypes.Structure):
         ("euid", c_uint32),
         ("auid", c_uint32),
         ("session", c_uint32),
+        ("cgroup", c_uint64),
+        ("program", c_uint64),
+        ("before", c_uint64 * BEFORE),
+        ("service", c_uint64),
+        ("epoch", c_uint32),
+        ("row", c_uint32),
+        ("mean", c_uint32),
+        ("cusum", c_uint32),
+        ("known", c_uint16),
+        ("surprise", c_uint16),
+        ("process", c_uint32),
     )
 
 
@@ -157,9 +260,74 @@ class Config(ctypes.Structure):
         ("abi_version", c_uint32),
         ("own_tgid", c_uint32),
         ("idle_ns", c_uint64),
+        ("path_seed", c_uint64),
         ("stopping", c_uint32),
-        ("unused", c_uint32),
+        ("epoch", c_uint32),
+        ("base", c_uint32),
+        ("scoring", c_uint32),
+        ("gate", c_uint32),
+        ("sample", c_uint32),
+        ("filters", c_uint32),
+        ("calls_a_second", c_uint32),
     )
+
+
+class Profile(ctypes.Structure):
+    """struct ks_profile: a row of a model; docs/kernel-scoring.md."""
+
+    _fields_ = (
+        ("seed0", c_uint64),
+        ("seed1", c_uint64),
+        ("epoch", c_uint32),
+        ("mask", c_uint32),
+        ("drift", c_uint32),
+        ("mean_limit", c_uint32),
+        ("cusum_limit", c_uint32),
+        ("process_limit", c_uint32),
+        ("carry_fork", c_uint16),
+        ("carry_exec", c_uint16),
+        ("order", c_uint8),
+        ("decay", c_uint8),
+        ("never", c_uint8),
+        ("outside", c_uint8),
+        ("penalty", c_uint8 * ORDER),
+        ("unused", c_uint64),
+        ("surprise", c_uint8 * ENTRIES),
+    )
+
+
+class ProfileKey(ctypes.Structure):
+    """struct ks_profile_key: who has which row."""
+
+    _fields_ = (("program", c_uint64), ("service", c_uint64), ("epoch", c_uint32), ("unused", c_uint32))
+
+
+class Process(ctypes.Structure):
+    """struct ks_process: what the kernel side knows of a process."""
+
+    _fields_ = (
+        ("program", c_uint64),
+        ("before", c_uint64 * BEFORE),
+        ("service", c_uint64),
+        ("known", c_uint32),
+        ("flags", c_uint32),
+        ("score", c_uint32),
+        ("calls", c_uint32),
+        ("second_tick", c_uint64),
+        ("over_ns", c_uint64),
+    )
+
+
+class Filter(ctypes.Structure):
+    """struct ks_filter: somebody who is wanted."""
+
+    _fields_ = (("value", c_uint64), ("kind", c_uint32), ("unused", c_uint32))
+
+
+class Prefix(ctypes.Structure):
+    """struct ks_prefix: how paths of one class begin."""
+
+    _fields_ = (("bits", c_uint32), ("path", c_uint8 * PREFIX))
 
 
 class Counters(ctypes.Structure):
@@ -167,29 +335,39 @@ class Counters(ctypes.Structure):
 
     _fields_ = (
         ("seen", c_uint64),
-        ("recorded", c_uint64),
+        ("scored", c_uint64),
+        ("unscored", c_uint64),
         ("own", c_uint64),
         ("excluded", c_uint64),
         ("no_storage", c_uint64),
         ("contended", c_uint64),
         ("closed", c_uint64 * 5),
+        ("choices", c_uint64 * 4),
+        ("classes", c_uint64 * CLASSES),
+        ("exec_tokens", c_uint64),
         ("windows_sent", c_uint64),
         ("windows_dropped", c_uint64),
+        ("windows_shed", c_uint64),
         ("tokens_sent", c_uint64),
         ("tokens_dropped", c_uint64),
+        ("tokens_gated", c_uint64),
         ("calls", c_uint64),
         ("calls_sent", c_uint64),
         ("calls_dropped", c_uint64),
+        ("calls_limited", c_uint64),
         ("calls_truncated", c_uint64),
         ("calls_unreadable", c_uint64),
         ("calls_late", c_uint64),
         ("lifecycle", c_uint64),
         ("lifecycle_sent", c_uint64),
         ("lifecycle_dropped", c_uint64),
+        ("records", c_uint64),
+        ("process_missed", c_uint64),
+        ("no_inheritance", c_uint64),
     )
 
 
-PARTS = ctypes.sizeof(Call)
+PARTS = max(ctypes.sizeof(Call), ctypes.sizeof(Exec))
 """Where the parts of a call or an exec start."""
 
 MIRRORS: dict[str, type[ctypes.Structure]] = {
@@ -202,5 +380,10 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "ks_part": Part,
     "ks_capture": Capture,
     "ks_config": Config,
+    "ks_profile": Profile,
+    "ks_profile_key": ProfileKey,
+    "ks_process": Process,
+    "ks_filter": Filter,
+    "ks_prefix": Prefix,
     "ks_counters": Counters,
 }

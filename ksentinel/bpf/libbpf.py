@@ -18,7 +18,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ksentinel.errors import HostError
 
@@ -33,6 +33,8 @@ _BPF_OBJ_GET_INFO_BY_FD = 15
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_GLOBAL = 1
+
+Structure = TypeVar("Structure", bound=ctypes.Structure)
 
 PrintFn = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
@@ -68,6 +70,9 @@ class Library:
             "bpf_map__set_max_entries": (number, [pointer, c_uint32]),
             "bpf_map_lookup_elem": (number, [number, pointer, pointer]),
             "bpf_map_update_elem": (number, [number, pointer, pointer, c_uint64]),
+            "bpf_map_delete_elem": (number, [number, pointer]),
+            "bpf_map_get_next_key": (number, [number, pointer, pointer]),
+            "bpf_prog_test_run_opts": (number, [number, pointer]),
             "bpf_prog_load": (number, [number, text, text, pointer, c_size_t, pointer]),
             "bpf_map_create": (number, [number, text, c_uint32, c_uint32, c_uint32, pointer]),
             "libbpf_find_vmlinux_btf_id": (number, [text, number]),
@@ -117,27 +122,101 @@ def library() -> Library:
     return Library()
 
 
+Key = int | ctypes.Structure | c_uint64
+
+ANY, NOEXIST = 0, 1
+"""What `Map.update` does about a key that is there already: replace its value; leave it."""
+
+
 class Map:
-    """A BPF map; keys are 32-bit numbers, values ctypes structures."""
+    """A BPF map; keys are 32-bit numbers or ctypes structures, values ctypes structures."""
 
     def __init__(self, pointer: int) -> None:
         self._pointer = pointer
         self.fd: int = library().lib.bpf_map__fd(pointer)
         self.max_entries: int = library().lib.bpf_map__max_entries(pointer)
 
-    def update(self, key: int, value: ctypes.Structure) -> None:
-        """Write *value*; raises HostError."""
-        code = library().lib.bpf_map_update_elem(self.fd, ctypes.byref(c_uint32(key)), ctypes.byref(value), 0)
+    def update(self, key: Key, value: Any, flags: int = ANY) -> bool:
+        """
+        Write *value*; return False if *flags* is `NOEXIST` and there is one.
+
+        Of a task storage the key is a process' pidfd.
+
+        Raises
+        ------
+        HostError
+            If the kernel refuses: the map is full, the process has ended.
+        """
+        code = library().lib.bpf_map_update_elem(self.fd, _reference(key), ctypes.byref(value), flags)
+        if code == -errno.EEXIST and flags == NOEXIST:
+            return False
         if code:
             raise library().failure("writing a BPF map", code)
+        return True
 
-    def lookup_percpu(self, key: int, kind: type[ctypes.Structure]) -> list[ctypes.Structure]:
+    def delete(self, key: Key) -> None:
+        """Remove what stands under *key*; nothing happens if nothing does. Raises HostError."""
+        code = library().lib.bpf_map_delete_elem(self.fd, _reference(key))
+        if code and code != -errno.ENOENT:
+            raise library().failure("removing from a BPF map", code)
+
+    def lookup(self, key: Key, kind: type[Structure]) -> Structure | None:
+        """Return the value under *key*, None if there is none; raises HostError."""
+        value = kind()
+        code = library().lib.bpf_map_lookup_elem(self.fd, _reference(key), ctypes.byref(value))
+        if code == -errno.ENOENT:
+            return None
+        if code:
+            raise library().failure("reading a BPF map", code)
+        return value
+
+    def keys(self, kind: type[Structure]) -> list[Structure]:
+        """Return all keys; raises HostError."""
+        found: list[Structure] = []
+        while len(found) <= self.max_entries:
+            following = kind()
+            last = ctypes.byref(found[-1]) if found else None
+            code = library().lib.bpf_map_get_next_key(self.fd, last, ctypes.byref(following))
+            if code == -errno.ENOENT:
+                break
+            if code:
+                raise library().failure("reading a BPF map", code)
+            found.append(following)
+        return found
+
+    def lookup_percpu(self, key: int, kind: type[Structure]) -> list[Structure]:
         """Return the values of all CPUs; raises HostError."""
         values = (kind * library().lib.libbpf_num_possible_cpus())()
         code = library().lib.bpf_map_lookup_elem(self.fd, ctypes.byref(c_uint32(key)), ctypes.byref(values))
         if code:
             raise library().failure("reading a BPF map", code)
         return list(values)
+
+
+def _reference(key: Key) -> Any:
+    return ctypes.byref(c_uint32(key) if isinstance(key, int) else key)
+
+
+class _TestRun(ctypes.Structure):
+    """struct bpf_test_run_opts of libbpf 1.0 and later."""
+
+    _fields_ = (
+        ("sz", c_size_t),
+        ("data_in", c_void_p),
+        ("data_out", c_void_p),
+        ("data_size_in", c_uint32),
+        ("data_size_out", c_uint32),
+        ("ctx_in", c_void_p),
+        ("ctx_out", c_void_p),
+        ("ctx_size_in", c_uint32),
+        ("ctx_size_out", c_uint32),
+        ("retval", c_uint32),
+        ("repeat", c_int),
+        ("duration", c_uint32),
+        ("flags", c_uint32),
+        ("cpu", c_uint32),
+        ("batch_size", c_uint32),
+    )
 
 
 class Object:
@@ -223,6 +302,19 @@ class Object:
         if name not in self._maps:
             self._maps[name] = Map(self._find("map", name))
         return self._maps[name]
+
+    def run(self, program: str, *arguments: int) -> None:
+        """Run a raw tracepoint's program once, here and now, with these arguments; raises HostError."""
+        context = (c_uint64 * len(arguments))(*arguments)
+        options = _TestRun(
+            sz=ctypes.sizeof(_TestRun),
+            ctx_in=ctypes.addressof(context),
+            ctx_size_in=ctypes.sizeof(context),
+        )
+        fd = library().lib.bpf_program__fd(self._find("program", program))
+        code = library().lib.bpf_prog_test_run_opts(fd, ctypes.byref(options))
+        if code:
+            raise library().failure(f"running {program}", code)
 
     def missed(self, program: str) -> int:
         """Return how many runs of *program* the kernel itself has skipped (it was already running on that CPU)."""

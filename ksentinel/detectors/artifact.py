@@ -6,6 +6,7 @@ Artefacts: a model as a folder that can be looked at, checked and moved.
 
     NAME/
         model.npz        every number, plain arrays
+        kernel.npz       the n-gram model compressed for the kernel; its seeds are secret, so only its owner may read it
         manifest.json    what it is, of which data, and the hash of model.npz
         README.md        the model card, for people
 
@@ -35,6 +36,7 @@ import ksentinel
 from ksentinel.detectors import Arrays, Detector, array
 from ksentinel.detectors.calibration import Calibration
 from ksentinel.detectors.facts import Facts
+from ksentinel.detectors.kerneltable import KernelTable
 from ksentinel.detectors.model import Model
 from ksentinel.detectors.ngram import NGramModel
 from ksentinel.detectors.oneclass import OneClass
@@ -45,7 +47,7 @@ from ksentinel.event import Origin, Process, ProcessKey
 from ksentinel.level import Level
 from ksentinel.window import LENGTH, Window
 
-FORMAT = 1
+FORMAT = 2
 """Of the folder; one more whenever an older ksentinel would misread it."""
 
 MEMBERS: dict[str, type[NGramModel] | type[Stide] | type[OneClass]] = {
@@ -57,6 +59,7 @@ MAX_BYTES = 1 << 30
 
 MAX_MANIFEST = 8 << 20
 _MAX_ARRAYS = 1000
+_KERNEL = "kernel.npz"
 _RETRAIN = "train it again"
 
 # What each member must say of these on loading, as it did on saving: scikit-learn's insides may change.
@@ -79,6 +82,8 @@ class Manifest:
         Their versions.
     sha256
         Of ``model.npz``.
+    kernel_sha256
+        Of ``kernel.npz``; empty if there is none: the model is of events that the kernel doesn't score.
     """
 
     format: int
@@ -86,6 +91,7 @@ class Manifest:
     numpy: str
     scikit_learn: str
     sha256: str
+    kernel_sha256: str
     arch: str
     origin: str
     window_length: int
@@ -98,7 +104,7 @@ def save(model: Model, directory: Path, facts: Facts) -> Manifest:
     """
     Write *model* as *directory*, in one move: a reader finds the old model, or the new one.
 
-    Files are 0644, the folder is 0755. An older model of that name is replaced (for a moment there is none).
+    Files are 0644 (what is secret: 0600), the folder is 0755. An older model of that name is replaced (for a moment there is none).
 
     Raises
     ------
@@ -108,12 +114,14 @@ def save(model: Model, directory: Path, facts: Facts) -> Manifest:
     if directory.exists() and not (directory / "manifest.json").is_file():
         raise ModelError("is there already and is no model", directory, "give another name")
     data = _packed(_arrays(model))
+    kernel = b"" if model.kernel is None else _packed(model.kernel.to_arrays())
     manifest = Manifest(
         format=FORMAT,
         ksentinel=ksentinel.__version__,
         numpy=np.__version__,
         scikit_learn=metadata.version("scikit-learn"),
         sha256=hashlib.sha256(data).hexdigest(),
+        kernel_sha256=hashlib.sha256(kernel).hexdigest() if kernel else "",
         arch=model.arch,
         origin=str(model.origin),
         window_length=LENGTH,
@@ -123,6 +131,8 @@ def save(model: Model, directory: Path, facts: Facts) -> Manifest:
     )
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
     files = {"model.npz": data, "manifest.json": text, "README.md": card(manifest).encode()}
+    if kernel:
+        files[_KERNEL] = kernel
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
@@ -179,21 +189,43 @@ def load(directory: Path, *, arch: str, uid: int = 0) -> Model:
     with contextlib.ExitStack() as stack:
         folder = _open_folder(directory, uid, stack)
         manifest = _manifest(directory, _read(folder, directory / "manifest.json", uid, MAX_MANIFEST))
+        _check_made_for(manifest, directory, arch)
         data = _read(folder, directory / "model.npz", uid, MAX_BYTES)
     file = directory / "model.npz"
     if hashlib.sha256(data).hexdigest() != manifest.sha256:
         raise ModelError("is not the file that manifest.json was written for", file, "copy the model again")
-    if manifest.arch != arch:
-        raise ModelError(f"was trained on {manifest.arch}, this is {arch}", directory, "train one here")
-    if manifest.window_length != LENGTH:
-        raise ModelError(
-            f"was trained on windows of {manifest.window_length} system calls, they have {LENGTH}",
-            directory,
-            _RETRAIN,
-        )
     arrays = _unpacked(data, file)
     try:
         return _model(manifest, arrays)
+    except ModelError as error:
+        raise ModelError(error.what, file, error.remedy or _RETRAIN) from error
+
+
+def load_kernel(directory: Path, *, arch: str, uid: int = 0) -> KernelTable:
+    """
+    Return the part of the model in *directory* that the kernel scores with; nothing else is read.
+
+    Raises
+    ------
+    ModelError
+        As `load`; and if there is no such part.
+    """
+    file = directory / _KERNEL
+    with contextlib.ExitStack() as stack:
+        folder = _open_folder(directory, uid, stack)
+        manifest = _manifest(directory, _read(folder, directory / "manifest.json", uid, MAX_MANIFEST))
+        _check_made_for(manifest, directory, arch)
+        if not manifest.kernel_sha256:
+            raise ModelError(
+                "has no part for the kernel: it was trained on another source's events",
+                directory,
+                "train one on what `ksentinel record` wrote",
+            )
+        data = _read(folder, file, uid, MAX_BYTES)
+    if hashlib.sha256(data).hexdigest() != manifest.kernel_sha256:
+        raise ModelError("is not the file that manifest.json was written for", file, "copy the model again")
+    try:
+        return KernelTable.from_arrays(_unpacked(data, file))
     except ModelError as error:
         raise ModelError(error.what, file, error.remedy or _RETRAIN) from error
 
@@ -232,6 +264,7 @@ def card(manifest: Manifest) -> str:
             *thresholds,
             "",
             *alarm_lines(facts),
+            *gate_lines(facts),
             "",
             (
                 "On that recording and windows like it. A p-value counts how often a normal window is at least as "
@@ -263,6 +296,19 @@ def alarm_lines(facts: Facts) -> list[str]:
         f"{_rate(alarms.per_host_hour)} an hour of this host (95 % interval)."
         for alarms in facts.alarms
     ]
+
+
+def gate_lines(facts: Facts) -> list[str]:
+    """Return what the gate in the kernel did with the test part; nothing if the model has no part for the kernel."""
+    gate = facts.gate
+    if gate is None:
+        return []
+    said = (
+        f"In the kernel: {gate.profiles} profiles of their own, {gate.evicted} share the host-wide one; the gate lets "
+        f"{gate.flagged} of {facts.test} normal test windows through, and keeps {gate.missed} of the {gate.alarms} that "
+        "the whole model would have raised a false alarm for."
+    )
+    return [said]
 
 
 def _rate(interval: tuple[float, float] | None) -> str:
@@ -305,6 +351,17 @@ def _model(manifest: Manifest, arrays: Arrays) -> Model:
         raise ModelError(f"its manifest is wrong: {error}") from error
     profiles = Profiles.from_arrays(_below(arrays, "profiles."))
     return Model(members, calibrations, profiles, thresholds=thresholds, arch=manifest.arch, origin=origin)
+
+
+def _check_made_for(manifest: Manifest, directory: Path, arch: str) -> None:
+    if manifest.arch != arch:
+        raise ModelError(f"was trained on {manifest.arch}, this is {arch}", directory, "train one here")
+    if manifest.window_length != LENGTH:
+        raise ModelError(
+            f"was trained on windows of {manifest.window_length} system calls, they have {LENGTH}",
+            directory,
+            _RETRAIN,
+        )
 
 
 def _below(arrays: Arrays, prefix: str) -> dict[str, npt.NDArray[Any]]:
@@ -408,7 +465,7 @@ def _check_owner(status: os.stat_result, path: Path, uid: int) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     with path.open("xb") as stream:
-        os.fchmod(stream.fileno(), 0o644)
+        os.fchmod(stream.fileno(), 0o600 if path.name == _KERNEL else 0o644)
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())

@@ -61,6 +61,28 @@ class Alarms:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """
+    What the model's part in the kernel did with the test part.
+
+    Attributes
+    ----------
+    profiles, evicted
+        Profiles that have a row of their own there, and those that share the host-wide one for want of room.
+    flagged
+        Test windows over a limit: these would have gone to user space.
+    alarms, missed
+        Test windows that the whole model finds unusual (level low or above), and how many of these the gate keeps.
+    """
+
+    profiles: int
+    evicted: int
+    flagged: int
+    alarms: int
+    missed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """
     Facts of one training.
@@ -86,6 +108,8 @@ class Facts:
         Distinct n-grams of all lengths and profiles.
     alarms
         By level, lowest first.
+    gate
+        Of the part in the kernel; None if there is none.
     """
 
     duration_s: float
@@ -108,3 +132,4 @@ class Facts:
     recordings: tuple[Recording, ...] = ()
     host: str = ""
     kernel: str = ""
+    gate: Gate | None = None

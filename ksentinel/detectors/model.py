@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from ksentinel.detectors import Anomaly, Detector, MemberScore
 from ksentinel.detectors.calibration import Calibration, combine
+from ksentinel.detectors.kerneltable import KernelTable
 from ksentinel.detectors.profiles import Profile, Profiles
 from ksentinel.errors import ModelError
 from ksentinel.event import Origin
@@ -38,6 +39,8 @@ class Model:
         Whose system call numbers the tokens are: ``x86_64``.
     origin
         Which collector's windows it knows; another one sees other calls, and all of them would look new.
+    kernel
+        Its part for the kernel; set when it has just been trained.
 
     Raises
     ------
@@ -54,6 +57,7 @@ class Model:
         thresholds: Mapping[Level, float] = THRESHOLDS,
         arch: str = "x86_64",
         origin: Origin = Origin.BPF,
+        kernel: KernelTable | None = None,
     ) -> None:
         self.members = {member.name: member for member in members}
         if not members or len(self.members) != len(members) or set(calibrations) != set(self.members):
@@ -66,6 +70,7 @@ class Model:
         self.thresholds = MappingProxyType({level: thresholds[level] for level in sorted(thresholds)})
         self.arch = arch
         self.origin = origin
+        self.kernel = kernel
 
     def member(self, name: str) -> Detector:
         """Return the detector of that *name*; raises ModelError if there is none."""

@@ -5,11 +5,12 @@ import ctypes
 import struct
 import sys
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from posixpath import dirname, normpath
 
 from ksentinel import syscalls
 from ksentinel.bpf import abi
+from ksentinel.bpf.pathhash import program_hash
 from ksentinel.event import (
     Event,
     ExecEvent,
@@ -20,20 +21,20 @@ from ksentinel.event import (
     ProcessKey,
     SyscallEvent,
 )
-from ksentinel.normalize.processes import ProcessTable
+from ksentinel.normalize.processes import ProcessTable, is_launcher, is_terminal
 from ksentinel.normalize.redact import Redactor
 from ksentinel.normalize.sockaddr import socket_address
 from ksentinel.sources.procfs import Running
-from ksentinel.window import Cause, Window
+from ksentinel.window import Cause, KernelScore, Window
 
 _TICK_NS = 10_000_000
 _UNSET = 0xFFFFFFFF
 _AT_EMPTY_PATH = 0x1000
 
-_HEADER = struct.Struct("=HHIQQII")
-_WINDOW = struct.Struct("=QQIHH")
-_FORK = struct.Struct("=QIIII")
-_EXEC = struct.Struct("=IIII")
+_HEADER = struct.Struct("=HHIQQII8x")
+_WINDOW = struct.Struct("=QQIHHIIIIIIIIIHBB")
+_FORK = struct.Struct("=QQIIII")
+_EXEC = struct.Struct("=IIIIQ")
 _CALL = struct.Struct("=6QIIH")
 _PART = struct.Struct("=HH")
 
@@ -101,8 +102,6 @@ class BpfNormalizer:
         self.arch = arch
         self.redact = redact
         self.malformed = 0
-        self.sequence_gaps = 0
-        self._sequences: dict[int, int] = {}
         self._ended: OrderedDict[ProcessKey, Process] = OrderedDict()
 
     def known(self, processes: Iterable[Running]) -> None:
@@ -123,6 +122,42 @@ class BpfNormalizer:
                     comm=found.comm,
                     depth=0 if parent is None else parent.depth + 1,
                 )
+            )
+
+    def introductions(
+        self, path_seed: int, families: Collection[int] = ()
+    ) -> Iterator[tuple[int, abi.Process]]:
+        """
+        Yield what the kernel's side shall know of each process of the table, by pid.
+
+        Parameters
+        ----------
+        path_seed
+            Secret behind the path hashes.
+        families
+            Processes whose families are watched.
+        """
+        for process in self.table:
+            flags = abi.ProcessFlag(0)
+            if process.service is not None:
+                flags |= abi.ProcessFlag.SERVED
+                flags |= abi.ProcessFlag.BY_TERMINAL if is_terminal(process.service) else abi.ProcessFlag(0)
+            flags |= abi.ProcessFlag.LAUNCHER if is_launcher(process) else abi.ProcessFlag(0)
+            flags |= abi.ProcessFlag.TERMINAL if is_terminal(process) else abi.ProcessFlag(0)
+            if process.key.pid in families or any(a.key.pid in families for a in process.ancestors()):
+                flags |= abi.ProcessFlag.FAMILY
+            before = [program_hash(program, path_seed) for program in process.before]
+            yield (
+                process.key.pid,
+                abi.Process(
+                    program=program_hash(process.program, path_seed),
+                    before=(ctypes.c_uint64 * abi.BEFORE)(*before),
+                    service=0
+                    if process.service is None
+                    else program_hash(process.service.program, path_seed),
+                    known=len(before),
+                    flags=flags,
+                ),
             )
 
     def item(self, record: memoryview) -> Event | Window | None:
@@ -149,35 +184,36 @@ class BpfNormalizer:
         return None
 
     def _window(self, record: memoryview, key: ProcessKey, tid: int, flags: int) -> Window:
-        first, last, sequence, count, cause = _WINDOW.unpack_from(record, _HEADER.size)
+        (first, last, _, count, cause, epoch, row, begin_mean, begin_cusum, mean, cusum, peak_mean, peak_cusum, process,
+         scored, choice, over) = _WINDOW.unpack_from(record, _HEADER.size)  # fmt: skip
         tokens = struct.unpack_from(f"={count}H", record, _HEADER.size + _WINDOW.size)
         if not 0 < count <= abi.WINDOW or max(tokens) >= abi.TOKENS:
             raise ValueError(count)
-        cause = Cause(cause)
-        # Every thread starts at 0; one that ended without a last window (nothing was in it) leaves its number behind.
-        if sequence not in (0, self._sequences.get(tid, 0)):
-            self.sequence_gaps += 1
-        if cause is Cause.EXIT:
-            self._sequences.pop(tid, None)
-        else:
-            self._sequences[tid] = sequence + 1
+        kernel = None
+        if scored:
+            kernel = KernelScore(
+                epoch=epoch, row=row, begin_mean=begin_mean, begin_cusum=begin_cusum, mean=mean, cusum=cusum,
+                peak_mean=peak_mean, peak_cusum=peak_cusum, process=process, scored=scored,
+                choice=abi.Choice(choice).name.lower(),
+                over=tuple(limit.name.lower() for limit in abi.Over if limit & over and limit.name is not None),
+            )  # fmt: skip
         return Window(
             process=self._who(key),
             tid=tid,
             first_ns=first + self.epoch_ns,
             last_ns=last + self.epoch_ns,
             tokens=tokens,
-            cause=cause,
+            cause=Cause(cause),
             origin=Origin.BPF,
             lossy=bool(flags & abi.Flag.LOSSY),
+            kernel=kernel,
         )
 
     def _fork(self, record: memoryview, key: ProcessKey, tid: int, when: int) -> ForkEvent:
-        parent_start, parent_pid, session, uid, euid = _FORK.unpack_from(record, _HEADER.size)
+        parent_start, cgroup, parent_pid, session, uid, euid = _FORK.unpack_from(record, _HEADER.size)
         # Also if /proc has told of the child already: that was its state later on, and its execs are still to come.
         parent = ProcessKey(parent_pid, parent_start // _TICK_NS * _TICK_NS)
-        child = self.table.fork(parent, key, session=session, uid=uid, euid=euid)
-        self._sequences.pop(tid, None)
+        child = self.table.fork(parent, key, session=session, uid=uid, euid=euid, cgroup=cgroup)
         return ForkEvent(time_ns=when, process=child, tid=tid, origin=Origin.BPF)
 
     def _exit(self, key: ProcessKey, tid: int, when: int) -> ExitEvent:
@@ -191,10 +227,15 @@ class BpfNormalizer:
         return self._ended.get(key) or self.table.find(key)
 
     def _exec(self, record: memoryview, key: ProcessKey, tid: int, flags: int, when: int) -> ExecEvent:
-        uid, euid, auid, session = _EXEC.unpack_from(record, _HEADER.size)
+        uid, euid, auid, session, cgroup = _EXEC.unpack_from(record, _HEADER.size)
         parts = _parts(record)
         argv = parts.get(abi.PartKind.ARGV, b"")
         exe = _names(parts, abi.PartKind.EXE)
+        cwd = _names(parts, abi.PartKind.CWD)
+        name = _string(parts.get(abi.PartKind.NAME, b""))
+        path = _absolute(name, "" if name.startswith("/") else cwd)
+        # What was executed by its descriptor has no name to be known by: it is its interpreter.
+        script = bool(flags & abi.Flag.SCRIPT) and not name.startswith("/dev/fd/")
         process = self.table.exec(
             key,
             exe=f"{exe} (deleted)" if flags & abi.Flag.UNLINKED else exe,
@@ -205,15 +246,16 @@ class BpfNormalizer:
             euid=euid,
             auid=None if auid == _UNSET else auid,
             session=session,
-            cwd=_names(parts, abi.PartKind.CWD),
+            cwd=cwd,
+            script=path if script else "",
+            cgroup=cgroup,
         )
-        name = _string(parts.get(abi.PartKind.NAME, b""))
         return ExecEvent(
             time_ns=when,
             process=process,
             tid=tid,
             origin=Origin.BPF,
-            path=_absolute(name, "" if name.startswith("/") else process.cwd),
+            path=path,
             truncated=bool(flags & abi.Flag.TRUNCATED),
         )
 

@@ -13,10 +13,11 @@ Ancestry is by fork, not by today's parent: a double fork doesn't get away.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from ksentinel.event import Process, ProcessKey
+from ksentinel.event import BEFORE, Process, ProcessKey
 
 LAUNCHERS = frozenset(
     "agetty anacron atd conmon containerd containerd-shim containerd-shim-runc-v2 cron crond dbus-daemon dockerd "
@@ -56,6 +57,9 @@ class ProcessTable:
     def __len__(self) -> int:
         return len(self._by_pid)
 
+    def __iter__(self) -> Iterator[Process]:
+        return iter(list(self._by_pid.values()))
+
     def get(self, pid: int) -> Process | None:
         """Return the process that has this *pid* now, or None."""
         return self._by_pid.get(pid)
@@ -81,6 +85,7 @@ class ProcessTable:
         session: int | None = None,
         uid: int | None = None,
         euid: int | None = None,
+        cgroup: int | None = None,
     ) -> Process:
         """Enter a *child*: its parent's program, one step further down."""
         born = _born(self.find(parent), child)
@@ -90,6 +95,7 @@ class ProcessTable:
                 session=born.session if session is None else session,
                 uid=born.uid if uid is None else uid,
                 euid=born.euid if euid is None else euid,
+                cgroup=born.cgroup if cgroup is None else cgroup,
             )
         )
 
@@ -109,9 +115,13 @@ class ProcessTable:
         session: int | None = None,
         cwd: str = "",
         comm: str = "",
+        script: str = "",
+        cgroup: int | None = None,
     ) -> Process:
         """Let a process become another program; what isn't given stays as it was."""
         old = self.find(key)
+        # The kernel side counts in the same way: what is unknown is a step only between known ones.
+        before = (old.program, *old.before)[:BEFORE] if old.program or old.before else ()
         new = replace(
             old,
             exe=exe,
@@ -123,6 +133,9 @@ class ProcessTable:
             session=old.session if session is None else session,
             cwd=cwd or old.cwd,
             comm=comm or PurePosixPath(exe).name[:15],
+            script=script,
+            before=before,
+            cgroup=old.cgroup if cgroup is None else cgroup,
         )
         return self._keep(replace(new, service=_service(new)))
 
@@ -165,14 +178,28 @@ def _born(parent: Process, key: ProcessKey) -> Process:
 def _service(process: Process) -> Process | None:
     """Return the service that *process* belongs to; None if it is one itself."""
     parent = process.parent
-    if parent is None or parent.key.pid <= 1 or _is(parent, LAUNCHERS):
+    if parent is None or parent.key.pid <= 1 or is_launcher(parent):
         return None
     root = parent if parent.service is None else parent.service
-    if process.session == process.key.pid and _is(root, TERMINALS):
+    if process.session == process.key.pid and is_terminal(root):
         return None
     return root
 
 
+def is_launcher(process: Process) -> bool:
+    """Tell whether *process* starts services: what it starts doesn't belong to it."""
+    return _is(process, LAUNCHERS)
+
+
+def is_terminal(process: Process) -> bool:
+    """Tell whether *process* is a shell, a multiplexer or the like: ``setsid`` leaves it."""
+    return _is(process, TERMINALS)
+
+
 def _is(process: Process, programs: frozenset[str]) -> bool:
     # By name, but only where a package manager puts programs: /tmp/sshd launches no services.
-    return process.exe.startswith(_SYSTEM_DIRS) and PurePosixPath(process.exe).name in programs
+    return (
+        not process.script
+        and process.exe.startswith(_SYSTEM_DIRS)
+        and PurePosixPath(process.exe).name in programs
+    )

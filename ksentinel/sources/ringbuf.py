@@ -6,18 +6,24 @@ Loads ``lsm_bpf/trace.bpf.c``, tells it which arguments to read, and yields its 
 makes events and windows of them.
 """
 
+import ctypes
+import os
+import select
+import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from ksentinel import syscalls
 from ksentinel.bpf import abi
-from ksentinel.bpf.libbpf import Object, run_iterator, wait_for_programs
+from ksentinel.bpf.libbpf import NOEXIST, Object, run_iterator, wait_for_programs
+from ksentinel.bpf.pathhash import name_hash, program_hash
 from ksentinel.bpf.ring import Ring
-from ksentinel.errors import HostError
+from ksentinel.errors import HostError, ModelError
 from ksentinel.sources import Account
 
 # Name -> (path1, dir1, path2, dir2, address, address_len, words): argument numbers from 1. See struct ks_capture.
@@ -82,11 +88,142 @@ CAPTURES: dict[str, tuple[int, ...]] = {
     "kexec_load": (),
 }
 
+PREFIXES: dict[str, abi.Class | None] = {
+    "/etc/shadow": abi.Class.SECRET,
+    "/etc/gshadow": abi.Class.SECRET,
+    "/etc/sudoers": abi.Class.SECRET,
+    "/etc/ssh/ssh_host_": abi.Class.SECRET,
+    "/etc/ssl/private/": abi.Class.SECRET,
+    "/etc/kubernetes/": abi.Class.SECRET,
+    "/var/run/secrets/": abi.Class.SECRET,
+    "/run/secrets/": abi.Class.SECRET,
+    "/home/": abi.Class.HOME,
+    "/tmp/": abi.Class.TMP,
+    "/var/tmp/": abi.Class.TMP,
+    "/dev/shm/": abi.Class.TMP,
+    "/run/shm/": abi.Class.TMP,
+    "/dev/": abi.Class.DEVICE,
+    "/dev/null": None,
+    "/dev/zero": None,
+    "/dev/urandom": None,
+    "/dev/random": None,
+    "/dev/tty": None,
+    "/dev/pts/": None,
+    "/dev/fd/": None,
+    "/proc/": abi.Class.PROC,
+    "/proc/self/": None,
+    "/etc/": abi.Class.SYSTEM,
+    "/etc/ld.so.cache": None,
+    "/etc/ld.so.preload": None,  # the loader of every program asks for it; who writes it is a rule's business
+    "/etc/localtime": None,
+    "/etc/nsswitch.conf": None,
+    "/etc/passwd": None,
+    "/etc/group": None,
+    "/etc/hosts": None,
+    "/etc/resolv.conf": None,
+    "/etc/host.conf": None,
+    "/boot/": abi.Class.SYSTEM,
+    "/usr/lib/systemd/": abi.Class.SYSTEM,
+    "/lib/modules/": abi.Class.SYSTEM,
+}
+"""How paths of a class begin, the longest match counts; None: of no class, because everybody opens these."""
+
+IN_HOMES = (
+    ".ssh/",
+    ".aws/",
+    ".gnupg/",
+    ".kube/",
+    ".docker/",
+    ".netrc",
+    ".git-credentials",
+    ".pgpass",
+    ".config/gcloud/",
+)
+"""What is secret in a home."""
+
+SYSTEM_DIRS = ("usr", "bin", "sbin", "lib")
+
 _SWEEP_EVERY = 1.0
 _SWEEPS = 10
 _GATHER = 0.05
 _FULL = 0.25
+_CHANCES = 1 << 32
 _PROGRAMS = ("on_sys_enter", "on_fork", "on_exec", "on_exit")
+_PLACE = struct.Struct("=IHB")
+_PLACE_AT = abi.Header.sequence.offset
+
+
+class Table(Protocol):
+    """A model for the kernel: `ksentinel.detectors.kerneltable.KernelTable`."""
+
+    def images(self, epoch: int, path_seed: int) -> Sequence[bytes]:
+        """Return the rows, each as struct ks_profile."""
+        ...
+
+    def keys(self, path_seed: int) -> Iterator[tuple[int, int, int]]:
+        """Yield program, service and row of each profile."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """
+    Who is watched: whoever is named in any of these; everybody, if nothing is named.
+
+    Attributes
+    ----------
+    programs
+        As in `ksentinel.event.Process.program`.
+    uids, cgroups
+        Real user ids, control group ids.
+    pids
+        Processes whose families are watched: themselves, and whatever they fork.
+    """
+
+    programs: tuple[str, ...] = ()
+    uids: tuple[int, ...] = ()
+    cgroups: tuple[int, ...] = ()
+    pids: tuple[int, ...] = ()
+
+    def entries(self, path_seed: int) -> list[tuple[abi.FilterKind, int]]:
+        """Return kind and value of each filter; families are marked on the processes themselves."""
+        return [
+            *((abi.FilterKind.PROGRAM, program_hash(name, path_seed)) for name in self.programs),
+            *((abi.FilterKind.UID, uid) for uid in self.uids),
+            *((abi.FilterKind.CGROUP, number) for number in self.cgroups),
+        ]
+
+    def kinds(self) -> int:
+        """Return the kinds in use."""
+        used = ((self.programs, abi.FilterKind.PROGRAM), (self.uids, abi.FilterKind.UID),
+                (self.cgroups, abi.FilterKind.CGROUP), (self.pids, abi.FilterKind.FAMILY))  # fmt: skip
+        return sum(int(kind) for some, kind in used if some)
+
+
+class Sequences:
+    """
+    Notices what is missing: each of the collector's programs numbers its records on each CPU, dropped ones included.
+
+    Attributes
+    ----------
+    missing
+        Numbers that were passed over: records that were dropped.
+    """
+
+    def __init__(self) -> None:
+        self.missing = 0
+        self._next: dict[tuple[int, int], int] = {}
+
+    def seen(self, record: memoryview) -> None:
+        """Take a record's number in."""
+        number, cpu, program = _PLACE.unpack_from(record, _PLACE_AT)
+        key = (program, cpu)
+        self.missing += (number - self._next.get(key, 0)) & 0xFFFFFFFF
+        self._next[key] = number + 1 & 0xFFFFFFFF
+
+    def behind(self, program: int, cpu: int, numbered: int) -> int:
+        """Return how many of *numbered* records came after the last one seen."""
+        return (numbered - self._next.get((program, cpu), 0)) & 0xFFFFFFFF
 
 
 class Collector:
@@ -105,6 +242,24 @@ class Collector:
         A thread that has slept this long on a part-filled window has it flushed.
     ring_bytes
         Size of the ring buffer; a power of two.
+    table
+        A model to score with; None: windows go out unscored.
+    gate
+        Let only flagged windows out, and a sample of the others; without a model there is nothing to tell them by.
+    sample
+        Share of windows that go out although they aren't flagged.
+    wanted
+        Who is watched.
+    calls_a_second
+        Argument events that one process may send in a second; 0: no limit.
+    path_seed
+        Secret behind the path hashes.
+    names
+        Names of programs that start services, or are terminals'.
+    prefixes
+        How paths of a class begin.
+    processes
+        What runs already, as pid and what the kernel's side shall know; asked twice, so that no child falls between.
     clock, sleep
         Seconds, monotonic; and what waits for some.
 
@@ -122,6 +277,15 @@ class Collector:
         *,
         idle_seconds: float = 2.0,
         ring_bytes: int = 16 << 20,
+        table: Table | None = None,
+        gate: bool = False,
+        sample: float = 0.01,
+        wanted: Wanted | None = None,
+        calls_a_second: int = 5000,
+        path_seed: int = 1,
+        names: Mapping[str, abi.NameFlag] | None = None,
+        prefixes: Mapping[str, abi.Class | None] = PREFIXES,
+        processes: Callable[[], Iterable[tuple[int, abi.Process]]] = tuple,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -130,24 +294,49 @@ class Collector:
         self.arch = arch
         self.idle_seconds = idle_seconds
         self.ring_bytes = ring_bytes
+        self.table = table
+        self.gate = gate
+        self.sample = sample
+        self.wanted = wanted or Wanted()
+        self.calls_a_second = calls_a_second
+        self.path_seed = path_seed
+        self.names = names or {}
+        self.prefixes = prefixes
+        self.processes = processes
         self.clock = clock
         self.sleep = sleep
         self._stack = ExitStack()
         self._records = 0
         self._duration = 0.0
+        self._sequences = Sequences()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._object = stack.enter_context(Object(self.path))
             self._object.resize("ring", self.ring_bytes)
             self._object.load()
-            self._configure(stopping=False)
-            for name, arguments in CAPTURES.items():
-                self._capture(name, arguments)
+            self._config = abi.Config(
+                abi_version=abi.VERSION,
+                own_tgid=self.own_pid,
+                idle_ns=int(self.idle_seconds * 1e9),
+                path_seed=self.path_seed,
+                epoch=1,
+                gate=self.gate,
+                sample=min(int(self.sample * _CHANCES), _CHANCES - 1),
+                filters=self.wanted.kinds(),
+                calls_a_second=self.calls_a_second,
+            )
+            self._configure()
+            self._fill()
+            if self.table is not None:
+                self.use(self.table)
             self._ring = stack.enter_context(Ring(self._object.map("ring")))
             # The lifecycle first: a process born from now on is never seen without its birth.
-            for program in reversed(_PROGRAMS):
+            for program in _PROGRAMS[1:]:
                 self._object.attach(program)
+            for _ in range(2):
+                self._introduce()
+            self._object.attach("on_sys_enter")
             self._sweeper = self._object.iterator("sweep")
             run_iterator(self._sweeper)  # its first pass sets the clock that the second compares with
             self._stack = stack.pop_all()
@@ -158,6 +347,36 @@ class Collector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def use(self, table: Table) -> None:
+        """
+        Let the kernel score with *table* from now on, in place of an earlier one, if there was one.
+
+        It is written beside the one in use; then all threads change over at once, each between two calls.
+        """
+        epoch, old = self._config.epoch + 1, self._object.map("profiles").keys(abi.ProfileKey)
+        base = abi.ROWS - self._config.base if self._config.scoring else 0
+        wait_for_programs()  # none may still be reading what lies there
+        images = table.images(epoch, self.path_seed)
+        if len(images) > abi.ROWS:
+            raise ModelError(
+                f"has {len(images)} rows, the kernel has room for {abi.ROWS}", remedy="train it again"
+            )
+        for number, image in enumerate(images):
+            if len(image) != ctypes.sizeof(abi.Profile):
+                raise ModelError(
+                    f"row {number} has {len(image)} bytes, the kernel's have {ctypes.sizeof(abi.Profile)}",
+                    remedy="train it again",
+                )
+            self._object.map("models").update(base + number, abi.Profile.from_buffer_copy(image))
+        for program, service, row in table.keys(self.path_seed):
+            key = abi.ProfileKey(program=program, service=service, epoch=epoch)
+            self._object.map("profiles").update(key, ctypes.c_uint32(base + row))
+        self._config.epoch, self._config.base, self._config.scoring = epoch, base, 1
+        self._configure()
+        wait_for_programs()
+        for key in old:
+            self._object.map("profiles").delete(key)
 
     def poll(self, seconds: float = 0.2) -> list[memoryview]:
         """Return the records that have arrived, waiting at most *seconds* for the first; sweeps idle threads."""
@@ -171,7 +390,8 @@ class Collector:
 
     def finish(self) -> Iterator[list[memoryview]]:
         """Stop collecting, flush every thread, and yield all that is left."""
-        self._configure(stopping=True)
+        self._config.stopping = 1
+        self._configure()
         self._object.detach_program("on_sys_enter")
         wait_for_programs()
         self._duration = self.clock() - self._started
@@ -182,7 +402,7 @@ class Collector:
             while records := list(self._take()):
                 yield records
             now = self.counters()
-            if now["recorded"] == now["tokens_sent"] + now["tokens_dropped"]:
+            if now["seen"] == sum(now[part] for part in SEEN_PARTS):
                 break
         for program in _PROGRAMS:
             self._object.detach_program(program)
@@ -191,48 +411,85 @@ class Collector:
             yield records
 
     def counters(self) -> dict[str, int]:
-        """Return struct ks_counters summed over programs and CPUs, with ``closed_full`` etc. for its array."""
-        total = dict.fromkeys((name for name, _ in abi.Counters._fields_), 0)
-        closed = [0] * 5
-        for program in range(5):
+        """Return struct ks_counters summed over programs and CPUs, its arrays with a name for each place."""
+        total: dict[str, int] = {}
+        for program in range(_ACCOUNTS):
             for one in self._object.map("counters").lookup_percpu(program, abi.Counters):
-                for name in total:
-                    if name != "closed":
-                        total[name] += getattr(one, name)
-                closed = [a + b for a, b in zip(closed, one.closed, strict=True)]
-        del total["closed"]
-        causes = ("full", "exit", "exec", "idle", "stop")
-        return total | {f"closed_{cause}": n for cause, n in zip(causes, closed, strict=True)}
+                for name, value in _numbers(one):
+                    total[name] = total.get(name, 0) + value
+        return total
 
     def lost(self) -> int:
-        """Return how many records the ring buffer had no room for."""
+        """Return how many records were dropped."""
         now = self.counters()
         return now["windows_dropped"] + now["calls_dropped"] + now["lifecycle_dropped"]
 
     def account(self) -> Account:
-        """Return the counters, the runs the kernel itself missed, and what was delivered."""
+        """
+        Return the counters, the runs the kernel itself missed, and what was delivered.
+
+        ``records_missing`` is counted here, by the records' own numbers; after `finish` it is what the kernel says
+        that it has dropped.
+        """
         missed = sum(self._object.missed(program) for program in _PROGRAMS)
         seconds = self._duration or self.clock() - self._started
+        missing = self._sequences.missing
+        if self._duration:
+            for program in range(_ACCOUNTS):
+                for cpu, one in enumerate(self._object.map("counters").lookup_percpu(program, abi.Counters)):
+                    missing += self._sequences.behind(program, cpu, one.records)
         return {
             **self.counters(),
             "missed_runs": missed,
             "records_delivered": self._records,
+            "records_missing": missing,
             "seconds": round(seconds, 3),
         }
+
+    def fill(self) -> float:
+        """Return how full the ring buffer is, from 0 to 1."""
+        return self._ring.fill
 
     def _take(self) -> Iterator[memoryview]:
         for record in self._ring.read():
             self._records += 1
+            self._sequences.seen(record)
             yield record
 
-    def _configure(self, *, stopping: bool) -> None:
-        config = abi.Config(
-            abi_version=abi.VERSION,
-            own_tgid=self.own_pid,
-            idle_ns=int(self.idle_seconds * 1e9),
-            stopping=stopping,
-        )
-        self._object.map("config").update(0, config)
+    def _configure(self) -> None:
+        self._object.map("config").update(0, self._config)
+
+    def _fill(self) -> None:
+        """Write what doesn't change while the collector runs."""
+        for name, arguments in CAPTURES.items():
+            self._capture(name, arguments)
+        for text, what in self.prefixes.items():
+            path = text.encode("utf-8", "surrogateescape")[: abi.PREFIX]
+            key = abi.Prefix(bits=8 * len(path), path=(ctypes.c_uint8 * abi.PREFIX)(*path))
+            number = ctypes.c_uint32(NO_CLASS if what is None else what)
+            self._object.map("prefixes").update(key, number)
+        nothing = abi.NameFlag(0)
+        for name in {*SYSTEM_DIRS, *self.names}:
+            flags = self.names.get(name, nothing) | (abi.NameFlag.SYSTEM if name in SYSTEM_DIRS else nothing)
+            hashed = ctypes.c_uint64(name_hash(name.encode(), self.path_seed))
+            self._object.map("names").update(hashed, ctypes.c_uint32(flags))
+        for kind, value in self.wanted.entries(self.path_seed):
+            self._object.map("filters").update(abi.Filter(value=value, kind=kind), ctypes.c_uint32(1))
+
+    def _introduce(self) -> None:
+        """Tell the kernel's side who runs already; what it has learnt by itself meanwhile is fresher, and stays."""
+        for pid, process in self.processes():
+            try:
+                descriptor = os.pidfd_open(pid)
+            except OSError:  # it has ended
+                continue
+            try:
+                self._object.map("processes").update(descriptor, process, NOEXIST)
+            except HostError:
+                if not _ended(descriptor):
+                    raise
+            finally:
+                os.close(descriptor)
 
     def _capture(self, name: str, arguments: tuple[int, ...]) -> None:
         fields = ("path1", "dir1", "path2", "dir2", "address", "address_len", "words")
@@ -248,3 +505,32 @@ class Collector:
                     self._object.map("captures").update(syscalls.token(number, one), capture)
         if not known and self.arch == "x86_64":
             raise HostError(f"no system call is named {name}", remedy="please report this")
+
+
+SEEN_PARTS = ("scored", "unscored", "own", "excluded", "no_storage", "contended")
+"""What the system calls seen are the sum of."""
+
+NO_CLASS = 255
+_ACCOUNTS = 5
+_PLACES = {
+    "closed": ("full", "exit", "exec", "idle", "stop"),
+    "choices": ("ungated", "flagged", "sampled", "gated"),
+    "classes": (*syscalls.CLASSES, *(f"class_{n}" for n in range(len(syscalls.CLASSES), abi.CLASSES))),
+}
+_SINGULAR = {"closed": "closed", "choices": "windows", "classes": "tokens"}
+
+
+def _numbers(counters: abi.Counters) -> Iterator[tuple[str, int]]:
+    for name, _ in abi.Counters._fields_:
+        value = getattr(counters, name)
+        if name not in _PLACES:
+            yield name, value
+            continue
+        for place, one in zip(_PLACES[name], value, strict=True):
+            if not place.startswith("class_"):
+                yield f"{_SINGULAR[name]}_{place}", one
+
+
+def _ended(descriptor: int) -> bool:
+    readable, _, _ = select.select([descriptor], [], [], 0)
+    return bool(readable)

@@ -110,12 +110,22 @@ def test_no_padding(btf, name):
         ("KS_WANT_", abi.Wanted, {"NOT": 0}),
         ("KS_PART_", abi.PartKind, {"CUT": abi.PART_CUT}),
         ("KS_CAUSE_", Cause, {}),
-        ("KS_TOKEN_", syscalls.Abi, {"INVALID": syscalls.INVALID}),
+        ("KS_CHOICE_", abi.Choice, {}),
+        ("KS_OVER_", abi.Over, {}),
+        ("KS_CLASS_", abi.Class, {"NONE": 255}),
+        ("KS_PROCESS_", abi.ProcessFlag, {}),
+        ("KS_FILTER_", abi.FilterKind, {}),
+        ("KS_NAME_", abi.NameFlag, {}),
+        (
+            "KS_TOKEN_",
+            syscalls.Abi,
+            {"INVALID": syscalls.INVALID, "CLASS": syscalls.CLASS, "EXEC": syscalls.EXEC},
+        ),
     ],
 )
 def test_enumerations(header, prefix, mirror, others):
-    """Names and numbers agree (native calls and LSM hooks have no name in the collector)."""
-    ours = {member.name: int(member) for member in mirror if member.name not in {"NATIVE", "HOOK"}}
+    """Names and numbers agree (native calls have no name in the collector)."""
+    ours = {member.name: int(member) for member in mirror if member.name != "NATIVE"}
 
     assert {k.removeprefix(prefix): v for k, v in header.items() if k.startswith(prefix)} == ours | others
 
@@ -131,6 +141,17 @@ def test_enumerations(header, prefix, mirror, others):
         ("KS_COMPONENTS", abi.COMPONENTS),
         ("KS_NUMBERS", syscalls.NUMBER_MASK),
         ("KS_CAUSES", len(Cause)),
+        ("KS_ENTRIES", abi.ENTRIES),
+        ("KS_NEVER", abi.NEVER),
+        ("KS_ROWS", abi.ROWS),
+        ("KS_ROW_HOST", abi.ROW_HOST),
+        ("KS_ROW_LINEAGE", abi.ROW_LINEAGE),
+        ("KS_ROW_NONE", abi.ROW_NONE),
+        ("KS_ORDER", abi.ORDER),
+        ("KS_PREFIX", abi.PREFIX),
+        ("KS_BEFORE", abi.BEFORE),
+        ("KS_CLASSES", abi.CLASSES),
+        ("KS_CHOICES", len(abi.Choice)),
     ],
 )
 def test_constants(header, name, value):
@@ -147,6 +168,11 @@ def test_parts_fit_the_scratch_space(btf, header):
     assert last_start < header["KS_DATA"]
     assert last_start + ctypes.sizeof(abi.Part) + header["KS_TEXT"] <= size - abi.PARTS
     assert size <= 32768
+
+
+def test_class_names():
+    """Each class that the collector tells has a name."""
+    assert tuple(member.name.lower() for member in abi.Class) == syscalls.CLASSES
 
 
 def test_capture_limits():
