@@ -583,6 +583,24 @@ static __noinline int begin_program(struct ks_counters *c, struct task_struct *t
         return 0;
 }
 
+/* What is known of a process that executes. Nothing, if it was born just before the collector was attached and nobody has
+ * told of it yet: then what its parent is. */
+static __noinline struct ks_process *process_of(struct task_struct *task)
+{
+        struct ks_process *process = bpf_task_storage_get(&processes, task->group_leader, 0, 0), *above;
+        struct task_struct *parent = task->real_parent;
+
+        if (process)
+                return process;
+        process = bpf_task_storage_get(&processes, task->group_leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        if (!process || !parent)
+                return process;
+        above = bpf_task_storage_get(&processes, parent->group_leader, 0, 0);
+        if (above)
+                inherit_process(above, process, parent->tgid <= 1, 0);
+        return process;
+}
+
 SEC("raw_tp/sched_process_exec")
 int on_exec(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -647,7 +665,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
         }
         off = end(s, at, len);
 
-        process = bpf_task_storage_get(&processes, task->group_leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        process = process_of(task);
         s->exec.known = 0;
         s->exec.service = s->exec.before[0] = s->exec.before[1] = 0;
         if (process) {

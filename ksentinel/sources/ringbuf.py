@@ -20,7 +20,7 @@ from typing import Protocol, Self
 
 from ksentinel import syscalls
 from ksentinel.bpf import abi
-from ksentinel.bpf.libbpf import NOEXIST, Object, run_iterator, wait_for_programs
+from ksentinel.bpf.libbpf import ANY, NOEXIST, Object, run_iterator, wait_for_programs
 from ksentinel.bpf.pathhash import name_hash, program_hash
 from ksentinel.bpf.ring import Ring
 from ksentinel.errors import HostError, ModelError
@@ -331,11 +331,12 @@ class Collector:
             if self.table is not None:
                 self.use(self.table)
             self._ring = stack.enter_context(Ring(self._object.map("ring")))
-            # The lifecycle first: a process born from now on is never seen without its birth.
+            # Who runs already is told first, so that no child has a parent nobody knows; then the lifecycle is attached,
+            # and a second look finds who was born or executed in between.
+            told = self._introduce({})
             for program in _PROGRAMS[1:]:
                 self._object.attach(program)
-            for _ in range(2):
-                self._introduce()
+            self._introduce(told)
             self._object.attach("on_sys_enter")
             self._sweeper = self._object.iterator("sweep")
             run_iterator(self._sweeper)  # its first pass sets the clock that the second compares with
@@ -476,20 +477,31 @@ class Collector:
         for kind, value in self.wanted.entries(self.path_seed):
             self._object.map("filters").update(abi.Filter(value=value, kind=kind), ctypes.c_uint32(1))
 
-    def _introduce(self) -> None:
-        """Tell the kernel's side who runs already; what it has learnt by itself meanwhile is fresher, and stays."""
+    def _introduce(self, told: Mapping[int, bytes]) -> dict[int, bytes]:
+        """
+        Tell the kernel's side who runs already; what it has learnt by itself since it was *told* is fresher, and stays.
+
+        Returns
+        -------
+        What it was told, by pid.
+        """
+        known, now = self._object.map("processes"), {}
         for pid, process in self.processes():
             try:
                 descriptor = os.pidfd_open(pid)
             except OSError:  # it has ended
                 continue
             try:
-                self._object.map("processes").update(descriptor, process, NOEXIST)
+                now[pid] = bytes(process)
+                present = known.lookup(descriptor, abi.Process)
+                if present is None or bytes(present) == told.get(pid):
+                    known.update(descriptor, process, NOEXIST if present is None else ANY)
             except HostError:
                 if not _ended(descriptor):
                     raise
             finally:
                 os.close(descriptor)
+        return now
 
     def _capture(self, name: str, arguments: tuple[int, ...]) -> None:
         fields = ("path1", "dir1", "path2", "dir2", "address", "address_len", "words")
