@@ -238,13 +238,15 @@ def test_leased(tmp_path, looks):
         os.close(holder)
 
 
-def test_changing_while_read(tmp_path):
+@pytest.mark.parametrize("content", [b"grows and grows", b"less", b"\x7fELF two"])
+def test_changing_while_read(tmp_path, content):
     """A digest of two halves is no digest."""
     path = program(tmp_path / "one")
 
     def opener(asked, flags):
         if not flags & os.O_PATH:
-            program(tmp_path / "one", b"grows and grows")
+            time.sleep(0.02)  # a tick of the file system's clock
+            program(path, content)
         return open_file(asked, flags)
 
     executables = Executables(opener=opener)

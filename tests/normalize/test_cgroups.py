@@ -238,6 +238,18 @@ def test_gone(host):
     assert made.cgroups.look(number) is None
 
 
+def test_back(host):
+    """One that a walk with an end didn't reach isn't taken for gone for ever."""
+    made = host("a")
+    made.cgroups.find("a")
+    (made.top / "a").rename(made.top.parent / "a")
+    made.cgroups.find("/")
+    (made.top.parent / "a").rename(made.top / "a")
+
+    assert made.cgroups.find("a") == made.ids("a")
+    assert not made.cgroups._gone
+
+
 def test_limits(host):
     """Neither a large tree nor many that have gone fill the memory; the upper levels are seen first."""
     made = host(*(f"deep/{n}/x" for n in range(5)), "system.slice", limit=4)
