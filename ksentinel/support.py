@@ -21,6 +21,7 @@ from pathlib import Path
 from ksentinel.bpf import probe
 from ksentinel.bpf.libbpf import Object
 from ksentinel.errors import HostError, KsentinelError
+from ksentinel.mounts import CGROUP_ROOT, cgroup_mounts
 from ksentinel.shipped import shipped
 
 # Capability numbers, linux/capability.h.
@@ -63,6 +64,7 @@ def examine(root: Path = Path("/")) -> Iterator[Support]:
     yield program(probe.TP_BTF, _tried(probe.try_program, probe.TP_BTF), (ENFORCE,))
     yield ring_buffer(_tried(lambda _: probe.try_ring_buffer(), probe.RAW_TP))
     yield collector()
+    yield cgroups(root)
     active = active_lsms(root)
     yield bpf_lsm(active)
     yield lsm_program(_tried(probe.try_program, probe.LSM), active)
@@ -171,6 +173,40 @@ def collector() -> Support:
     except KsentinelError as error:
         return Support("collector", False, error.what, error.remedy, (MONITOR, ENFORCE))
     return Support("collector", True, "trace.bpf.o passes this kernel's verifier", "", (MONITOR, ENFORCE))
+
+
+def cgroups(root: Path = Path("/")) -> Support:
+    """Tell whether processes can be told apart by cgroup; nothing but that filter needs it."""
+    try:
+        text = (root / "proc/self/mountinfo").read_text(errors="surrogateescape")
+    except OSError as error:
+        return _no_proc("cgroups", error, ())
+    found = cgroup_mounts(text)
+    boot = "boot with systemd.unified_cgroup_hierarchy=1 (without systemd: cgroup_no_v1=all)"
+    v1 = ", ".join(found.v1)
+    if found.v2 is None:
+        what = f"v1 only ({v1}), and cgroup ids are of v2" if v1 else "no cgroup hierarchy is mounted"
+        return Support(
+            "cgroups", False, what, boot if v1 else f"mount -t cgroup2 none {CGROUP_ROOT} (as root)"
+        )
+    place = f"{found.v2}, {_cgroups_below(root / found.v2.relative_to('/'))}"
+    if found.main:
+        return Support("cgroups", True, f"v2 at {place}" + (f"; v1 beside it: {v1}" if v1 else ""))
+    reason = (
+        f"hybrid: ids are of v2 (at {place}), and {v1} are v1: "
+        "processes placed only in those can't be told apart"
+    )
+    return Support("cgroups", False, reason, boot)
+
+
+def _cgroups_below(top: Path) -> str:
+    try:
+        found = re.search(r"^nr_descendants (\d+)$", (top / "cgroup.stat").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found is None:
+        return "how many cgroups it has is unknown"
+    return f"{found[1]} cgroups below it" if found[1] != "0" else "no cgroup below it"
 
 
 def active_lsms(root: Path = Path("/")) -> tuple[str, ...] | None:
@@ -303,9 +339,9 @@ def clang(which: Callable[[str], str | None] = shutil.which) -> Support:
     )
 
 
-def _no_proc(name: str, error: OSError) -> Support:
+def _no_proc(name: str, error: OSError, needed_for: tuple[str, ...] = (MONITOR, ENFORCE)) -> Support:
     remedy = "mount -t proc proc /proc (as root)"
-    return Support(name, False, f"/proc can't be read: {error.strerror}", remedy, (MONITOR, ENFORCE))
+    return Support(name, False, f"/proc can't be read: {error.strerror}", remedy, needed_for)
 
 
 def _tried(trial: Callable[[probe.ProgramType], int], kind: probe.ProgramType) -> int | None:

@@ -57,6 +57,7 @@ def every_no(path):
             yield support.program(kind, code, (MONITOR,))
     for code in (None, errno.EPERM, errno.EINVAL):
         yield support.ring_buffer(code)
+    yield from cgroup_noes(path)
     for active in (None, ("capability", "yama"), ("capability", "bpf")):
         yield support.lsm_program(errno.EPERM, active)
         yield support.lsm_program(errno.EINVAL, active)
@@ -177,6 +178,67 @@ def test_collector_refused(monkeypatch, tmp_path):
 def test_collector_loads():
     """The collector passes this kernel's verifier."""
     assert support.collector().ok
+
+
+V2 = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+UNIFIED = "32 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+V1 = (
+    "34 31 0:31 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+    "35 31 0:32 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n"
+)
+STAT = "nr_descendants 57\nnr_dying_descendants 3\n"
+
+
+def cgroup_noes(path):
+    """Yield every way in which cgroups may not tell processes apart."""
+    yield support.cgroups(path / "no proc")
+    for name, text in (("hybrid", UNIFIED + V1), ("v1", V1), ("none", "")):
+        yield support.cgroups(world(path / name, {"proc/self/mountinfo": text}))
+
+
+@pytest.mark.parametrize(
+    ("text", "stat", "ok", "reason"),
+    [
+        (V2, {"sys/fs/cgroup/cgroup.stat": STAT}, True, "v2 at /sys/fs/cgroup, 57 cgroups below it"),
+        (V2, {}, True, "v2 at /sys/fs/cgroup, how many cgroups it has is unknown"),
+        (
+            V2 + "99 30 0:50 / /sys/fs/cgroup/net_cls rw - cgroup cgroup rw,net_cls\n",
+            {"sys/fs/cgroup/cgroup.stat": STAT},
+            True,
+            "v2 at /sys/fs/cgroup, 57 cgroups below it; v1 beside it: net_cls",
+        ),
+        (
+            UNIFIED + V1,
+            {"sys/fs/cgroup/unified/cgroup.stat": "nr_descendants 0\n"},
+            False,
+            "hybrid: ids are of v2 (at /sys/fs/cgroup/unified, no cgroup below it), and cpu, cpuacct, name=systemd are v1: processes placed only in those can't be told apart",
+        ),
+        (V1, {}, False, "v1 only (cpu, cpuacct, name=systemd), and cgroup ids are of v2"),
+        ("", {}, False, "no cgroup hierarchy is mounted"),
+    ],
+)
+def test_cgroups(tmp_path, text, stat, ok, reason):
+    """v2 tells processes apart, v1 doesn't; that much is said, and nothing else depends on it."""
+    found = support.cgroups(world(tmp_path, {"proc/self/mountinfo": text, **stat}))
+
+    assert (found.name, found.ok, found.reason, found.needed_for) == ("cgroups", ok, reason, ())
+
+
+@pytest.mark.parametrize("text", [UNIFIED + V1, V1])
+def test_cgroups_remedy(tmp_path, text):
+    """The remedy is what to boot with."""
+    found = support.cgroups(world(tmp_path, {"proc/self/mountinfo": text}))
+
+    assert "systemd.unified_cgroup_hierarchy=1" in found.remedy
+    assert "cgroup_no_v1=all" in found.remedy
+
+
+def test_cgroups_are_no_obstacle(tmp_path):
+    """A host without v2 monitors all the same."""
+    for check in cgroup_noes(tmp_path):
+        assert [
+            what for what in (MONITOR, ENFORCE, AUDIT, REPLAY) if not support.would_work([check], what)
+        ] == []
 
 
 def test_active_lsms(tmp_path):
