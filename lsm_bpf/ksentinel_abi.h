@@ -280,6 +280,8 @@ struct ks_process {
         __u32 calls;          /* argument events since second_tick */
         __u64 second_tick;
         __u64 over_ns;        /* when one of its windows was last flagged */
+        __u32 gone;           /* its exit has been told */
+        __u32 unused;
 };
 
 /* Bits of ks_config.filters, and kinds of ks_filter. */

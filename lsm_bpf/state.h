@@ -16,6 +16,8 @@
  * another: so each has counters and scratch space of its own, and plain additions are exact. */
 enum program { SYS_ENTER, FORK, EXEC, EXIT, SWEEP, PROGRAMS };
 
+#define SLOTS 16384
+
 struct thread {
         __u64 low;           /* the last five tokens, 12 bits each, the newest lowest */
         __u64 high;          /* the five before them */
@@ -49,8 +51,6 @@ struct thread {
         __u16 tokens[KS_WINDOW];
         __u64 call_ns;
         __u64 call_args[6];  /* of the last call whose arguments are wanted */
-        __u32 gone;          /* of a group leader: the process' exit has been told */
-        __u32 unused;
 };
 
 struct hashing {
@@ -80,6 +80,22 @@ struct {
         __uint(type, BPF_MAP_TYPE_RINGBUF);
         __uint(max_entries, 16 * 1024 * 1024);
 } ring SEC(".maps");
+
+/* Where a thread's state is: in the slot of its thread id or, if another thread has that one, in its task storage. A slot
+ * is found by a few instructions, where task storage costs a call into the kernel, and on processors with mitigated
+ * returns a call is what costs most here. */
+struct slot {
+        __u32 tid;           /* whose it is; 0: nobody's */
+        __u32 unused;
+        struct thread thread;
+};
+
+struct {
+        __uint(type, BPF_MAP_TYPE_ARRAY);
+        __uint(max_entries, SLOTS);
+        __type(key, __u32);
+        __type(value, struct slot);
+} slots SEC(".maps");
 
 struct {
         __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
@@ -235,6 +251,64 @@ static __always_inline void give_back(struct thread *thread)
 #else
         __sync_lock_test_and_set(&thread->busy, 0);
 #endif
+}
+
+static __always_inline struct slot *slot_of(__u32 tid)
+{
+        __u32 index = tid & (SLOTS - 1);
+
+        return bpf_map_lookup_elem(&slots, &index);
+}
+
+/* The state of a thread, if it has one. Who isn't that thread must take() it and then ask is_of(): a slot that was
+ * found may be another thread's by then. */
+static __always_inline struct thread *thread_of(struct task_struct *task)
+{
+        struct slot *slot = slot_of(task->pid);
+
+        if (slot && slot->tid == (__u32)task->pid)
+                return &slot->thread;
+        return bpf_task_storage_get(&threads, task, 0, 0);
+}
+
+static __always_inline int is_of(struct thread *thread, __u32 tid)
+{
+        struct slot *slot = slot_of(tid);
+
+        return !slot || &slot->thread != thread || *(volatile __u32 *)&slot->tid == tid;
+}
+
+/* The state of a thread that has none yet: called by the thread itself, or by its maker before it runs. */
+static __noinline struct thread *new_thread(struct task_struct *task)
+{
+        struct slot *slot = slot_of(task->pid);
+        __u32 tid = task->pid, owner;
+
+        if (slot) {
+                /* A slot with this very number is left over from a thread whose end nobody saw. */
+                owner = slot->tid == tid ? tid : __sync_val_compare_and_swap(&slot->tid, 0, tid);
+                if (!owner || owner == tid) {
+                        if (!take(&slot->thread)) {
+                                __builtin_memset(&slot->thread, 0, offsetof(struct thread, busy));
+                                __builtin_memset((void *)&slot->thread + offsetof(struct thread, epoch), 0,
+                                                 sizeof(slot->thread) - offsetof(struct thread, epoch));
+                                give_back(&slot->thread);
+                                return &slot->thread;
+                        }
+                        *(volatile __u32 *)&slot->tid = 0; /* its last owner is being swept this very moment */
+                }
+        }
+        return bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
+
+/* The thread has ended. The caller has taken it, and hereby gives it back. */
+static __always_inline void free_thread(struct thread *thread, __u32 tid)
+{
+        struct slot *slot = slot_of(tid);
+
+        if (slot && &slot->thread == thread)
+                *(volatile __u32 *)&slot->tid = 0;
+        give_back(thread);
 }
 
 #endif

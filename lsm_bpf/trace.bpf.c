@@ -352,7 +352,9 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
                 c->own++;
                 return 0;
         }
-        thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        thread = thread_of(task);
+        if (!thread)
+                thread = new_thread(task);
         if (!thread) {
                 c->no_storage++;
                 return 0;
@@ -451,12 +453,13 @@ int on_fork(__u64 *ctx)
         __u32 mean = 0, cusum = 0, score = 0, row_number, sequence;
         struct ks_process *above, *below;
         struct ks_profile *row = 0;
+        struct slot *left_over;
         __u16 share = 256;
         struct ks_fork *f;
 
         if (!c || !cfg)
                 return 0;
-        from = bpf_task_storage_get(&threads, parent, 0, 0);
+        from = thread_of(parent);
         if (from) {
                 if (process_born) {
                         row_number = from->row;
@@ -466,8 +469,9 @@ int on_fork(__u64 *ctx)
                 mean = carried(from->mean, share);
                 cusum = carried(from->cusum, share);
         }
-        if (mean || cusum) {
-                to = bpf_task_storage_get(&threads, child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        left_over = slot_of(child->pid);
+        if (mean || cusum || (left_over && left_over->tid == (__u32)child->pid)) {
+                to = new_thread(child);
                 if (to) {
                         to->mean = mean;
                         to->cusum = cusum;
@@ -583,6 +587,32 @@ static __noinline int begin_program(struct ks_counters *c, struct task_struct *t
         return 0;
 }
 
+/* The state of a thread that executes. If it isn't its process' leader it has just taken that one's id, and its state stands
+ * in the slot of the id that it had. */
+static __noinline struct thread *thread_before_exec(struct ks_counters *c, struct task_struct *task, __u32 tid)
+{
+        struct thread *thread = thread_of(task), *old;
+        struct slot *slot;
+
+        if (tid == (__u32)task->pid)
+                return thread ? thread : new_thread(task);
+        slot = slot_of(tid);
+        if (!slot || slot->tid != tid)
+                return thread ? thread : new_thread(task); /* its state goes with its task */
+        old = &slot->thread;
+        if (take(old))
+                return 0; /* being swept this very moment: the sweep sends it */
+        flush(EXEC, c, task, old, KS_CAUSE_EXEC);
+        thread = new_thread(task);
+        if (thread) {
+                thread->mean = old->mean;
+                thread->cusum = old->cusum;
+                thread->row = old->row;
+        }
+        free_thread(old, tid);
+        return thread;
+}
+
 /* What is known of a process that executes. Nothing, if it was born just before the collector was attached and nobody has
  * told of it yet: then what its parent is. */
 static __noinline struct ks_process *process_of(struct task_struct *task)
@@ -619,7 +649,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 
         if (!c || !s)
                 return 0;
-        thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        thread = thread_before_exec(c, task, ctx->args[1]);
         if (thread && !take(thread)) {
                 held = 1;
                 flush(EXEC, c, task, thread, KS_CAUSE_EXEC);
@@ -714,22 +744,23 @@ int on_exit(void *ctx __attribute__((unused)))
 {
         struct task_struct *task = bpf_get_current_task_btf();
         struct ks_counters *c = counters_of(EXIT);
-        struct thread *thread, *leader;
+        struct ks_process *leader;
+        struct thread *thread;
         struct ks_exit *x;
         __u32 sequence;
 
         if (!c)
                 return 0;
-        thread = bpf_task_storage_get(&threads, task, 0, 0);
-        if (thread && !take(thread)) { /* else it is being swept this very moment: the sweep sends it */
+        thread = thread_of(task);
+        if (thread && !take(thread)) {
                 flush(EXIT, c, task, thread, KS_CAUSE_EXIT);
-                give_back(thread);
+                free_thread(thread, task->pid);
         }
         if (BPF_CORE_READ(task, signal, live.counter) > 0)
                 return 0; /* other threads of the process live on */
         /* Threads that end at the same moment have all counted themselves out before the first of them gets here: they
          * all find none alive. One tells; without memory for the mark it is told twice rather than not at all. */
-        leader = bpf_task_storage_get(&threads, task->group_leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        leader = bpf_task_storage_get(&processes, task->group_leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
         if (leader && __sync_lock_test_and_set(&leader->gone, 1))
                 return 0;
         c->lifecycle++;
@@ -769,13 +800,17 @@ int sweep(struct bpf_iter__task *ctx)
                 return 0;
         if (!ctx->meta->seq_num)
                 measure_tick();
-        thread = bpf_task_storage_get(&threads, task, 0, 0);
+        thread = thread_of(task);
         if (!thread || (!thread->count && !thread->postponed && thread->excluded_calls == thread->excluded_told))
                 return 0;
         if (!cfg->stopping && silent_ns(thread) < cfg->idle_ns)
                 return 0;
         if (take(thread))
                 return 0;
+        if (!is_of(thread, task->pid)) {
+                give_back(thread);
+                return 0;
+        }
         settle(c, thread);
         /* It may have woken up since. */
         if (cfg->stopping || silent_ns(thread) >= cfg->idle_ns) {

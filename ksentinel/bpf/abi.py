@@ -315,6 +315,8 @@ class Process(ctypes.Structure):
         ("calls", c_uint32),
         ("second_tick", c_uint64),
         ("over_ns", c_uint64),
+        ("gone", c_uint32),
+        ("unused", c_uint32),
     )
 
 
