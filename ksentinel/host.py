@@ -129,6 +129,7 @@ def live(
     from ksentinel.sources.procfs import running
     from ksentinel.sources.ringbuf import IN_HOMES, PREFIXES, Collector
     from ksentinel.streams import Live
+    from ksentinel.support import serves_32_bit
 
     epoch_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     arch = platform.machine()
@@ -157,6 +158,7 @@ def live(
         sample=settings.collector.sample,
         wanted=wanted,
         calls_a_second=settings.collector.calls_a_second,
+        compat=serves_32_bit(arch),
         path_seed=path_seed,
         names=dict.fromkeys(LAUNCHERS, NameFlag.LAUNCHER) | dict.fromkeys(TERMINALS, NameFlag.TERMINAL),
         prefixes={**PREFIXES, **prefixes},

@@ -252,6 +252,8 @@ class Collector:
         Who is watched.
     calls_a_second
         Argument events that one process may send in a second; 0: no limit.
+    compat
+        Whether this kernel serves a 32-bit ABI, too: then each call is asked for it, which costs some time.
     path_seed
         Secret behind the path hashes.
     names
@@ -282,6 +284,7 @@ class Collector:
         sample: float = 0.01,
         wanted: Wanted | None = None,
         calls_a_second: int = 5000,
+        compat: bool = True,
         path_seed: int = 1,
         names: Mapping[str, abi.NameFlag] | None = None,
         prefixes: Mapping[str, abi.Class | None] = PREFIXES,
@@ -299,6 +302,7 @@ class Collector:
         self.sample = sample
         self.wanted = wanted or Wanted()
         self.calls_a_second = calls_a_second
+        self.compat = compat
         self.path_seed = path_seed
         self.names = names or {}
         self.prefixes = prefixes
@@ -325,6 +329,7 @@ class Collector:
                 sample=min(int(self.sample * _CHANCES), _CHANCES - 1),
                 filters=self.wanted.kinds(),
                 calls_a_second=self.calls_a_second,
+                compat=self.compat,
             )
             self._configure()
             self._fill()
