@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ksentinel.alert import Alert, when
 from ksentinel.explain.event import in_words
-from ksentinel.flight import Flown
+from ksentinel.flight import Flown, Phase
 from ksentinel.printable import printable
 from ksentinel.search import Found, Results
 from ksentinel.support import Support
@@ -205,7 +205,8 @@ def _beside(one: Found, opened_ns: int | None) -> str:
         return ""
     identity, phase = one.alerts[0]
     if opened_ns is not None:
-        return f"{phase} {(one.facts.time_ns - opened_ns) / 1e9:+.3f} s"
+        apart = abs(one.facts.time_ns - opened_ns) / 1e9
+        return f"{phase} {'+' if phase == Phase.AFTER else '-'}{apart:.3f} s"
     return f"{phase} {identity}" + (f" +{len(one.alerts) - 1}" if len(one.alerts) > 1 else "")
 
 

@@ -9,6 +9,7 @@ table    columns
 =======  =============================================================================================
 alert    the whole JSON beside a few columns to search by
 event    what `flight` keeps, once however many alerts keep it: the JSON beside columns to search by
+process  the JSON of an event's process (as in `codec`, with its ancestors), once for all of its events
 kept     alert, event, phase (before, after)
 flight   alert, how many events were kept for it, how many came beyond what is kept
 account  name, value: what was removed to make room; the number of runs that kept events
@@ -58,16 +59,16 @@ CREATE INDEX IF NOT EXISTS alert_by_time ON alert (updated_ns);
 CREATE TABLE IF NOT EXISTS event (id INTEGER PRIMARY KEY, run INTEGER NOT NULL, number INTEGER NOT NULL,
                     begun_ns INTEGER NOT NULL, time_ns INTEGER NOT NULL, kind TEXT NOT NULL, pid INTEGER NOT NULL,
                     tid INTEGER NOT NULL, exe TEXT NOT NULL, paths TEXT NOT NULL, host TEXT NOT NULL, port INTEGER,
-                    calls TEXT NOT NULL, body BLOB NOT NULL, UNIQUE (run, number)) STRICT;
+                    calls TEXT NOT NULL, process INTEGER NOT NULL, body BLOB NOT NULL, UNIQUE (run, number)) STRICT;
 CREATE INDEX IF NOT EXISTS event_by_time ON event (time_ns);
+CREATE INDEX IF NOT EXISTS event_by_process ON event (process);
+CREATE TABLE IF NOT EXISTS process (id INTEGER PRIMARY KEY, body BLOB NOT NULL UNIQUE) STRICT;
 CREATE TABLE IF NOT EXISTS kept (id INTEGER PRIMARY KEY, alert TEXT NOT NULL, event INTEGER NOT NULL, phase TEXT NOT NULL,
                     UNIQUE (alert, event)) STRICT;
 CREATE INDEX IF NOT EXISTS kept_by_event ON kept (event);
 CREATE TABLE IF NOT EXISTS flight (alert TEXT PRIMARY KEY, events INTEGER NOT NULL, beyond INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
-# Room is made in steps of one part in so many: not for every event anew.
-_STEP = 20
 
 
 class Store:
@@ -183,9 +184,10 @@ class Store:
                     found = self._db.execute("SELECT 1 FROM alert WHERE id = ?", (alert,)).fetchone()
                     here[alert] = found is not None
             entered = dict.fromkeys((alert for alert, there in here.items() if there), 0)
+            processes: dict[int, int] = {}
             for one in kept:
                 if here[one.alert]:
-                    entered[one.alert] += self._keep(self._run, one)
+                    entered[one.alert] += self._keep(self._run, one, processes)
             for alert, more in entered.items():
                 self._db.execute(
                     "INSERT INTO flight VALUES (:alert, :more, :beyond) "
@@ -196,33 +198,42 @@ class Store:
             self._count("events_removed", sum(not here[one.alert] for one in kept))
             self._limit_events()
 
-    def _keep(self, run: int, one: Kept) -> int:
+    def _keep(self, run: int, one: Kept, processes: dict[int, int]) -> int:
         """Enter an event for an alert; returns 0 if that was done already."""
         place = (run, one.number)
         found = self._db.execute("SELECT id FROM event WHERE run = ? AND number = ?", place).fetchone()
-        if found is None:
-            facts = one.facts
-            columns = (
-                *place,
-                _column(facts.begun_ns),
-                _column(facts.time_ns),
-                facts.kind,
-                _column(facts.pid),
-                _column(facts.tid),
-                _bytewise(facts.exe),
-                to_json(list(facts.paths)).decode(),
-                _bytewise(facts.host),
-                facts.port,
-                " ".join(map(_bytewise, facts.calls)),
-                to_json(one.body),
-            )
-            found = (
-                self._db.execute(
-                    "INSERT INTO event VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns
-                ).lastrowid,
-            )
-        link = (one.alert, *found, str(one.phase))
+        event = self._enter(place, one, processes) if found is None else found[0]
+        link = (one.alert, event, str(one.phase))
         return self._db.execute("INSERT OR IGNORE INTO kept VALUES (NULL, ?, ?, ?)", link).rowcount
+
+    def _enter(self, place: tuple[int, int], one: Kept, processes: dict[int, int]) -> int | None:
+        facts = one.facts
+        body = dict(one.body)
+        process = body.pop("process")
+        if id(process) not in processes:  # events of one process share what is said of it
+            processes[id(process)] = self._process(to_json(process))
+        columns = (
+            *place,
+            _column(facts.begun_ns),
+            _column(facts.time_ns),
+            facts.kind,
+            _column(facts.pid),
+            _column(facts.tid),
+            _bytewise(facts.exe),
+            to_json(list(facts.paths)).decode(),
+            _bytewise(facts.host),
+            facts.port,
+            " ".join(map(_bytewise, facts.calls)),
+            processes[id(process)],
+            to_json(body),
+        )
+        values = ", ".join("?" * len(columns))
+        return self._db.execute(f"INSERT INTO event VALUES (NULL, {values})", columns).lastrowid  # noqa: S608
+
+    def _process(self, body: bytes) -> int:
+        self._db.execute("INSERT OR IGNORE INTO process VALUES (NULL, ?)", (body,))
+        (number,) = self._db.execute("SELECT id FROM process WHERE body = ?", (body,)).fetchone()
+        return int(number)
 
     def alerts(
         self, *, least: Level = Level.NONE, since_ns: int = 0, limit: int = 1000
@@ -274,7 +285,10 @@ class Store:
             asked += [] if search.since_ns is None else ["time_ns >= :since"]
             since_ns = _column(search.since_ns or 0)
             rows = self._db.execute(
-                "SELECT event.*, kept.alert, kept.phase FROM event JOIN kept ON kept.event = event.id "  # noqa: S608 -- our own words
+                "SELECT event.id, begun_ns, time_ns, kind, pid, tid, exe, paths, host, port, calls, "  # noqa: S608 -- our own words
+                "event.body, process.body, "
+                "kept.alert, kept.phase "
+                "FROM kept JOIN event ON kept.event = event.id JOIN process ON event.process = process.id "
                 f"WHERE {' AND '.join(asked) or 'TRUE'} ORDER BY time_ns, event.id, kept.id",
                 {"alert": alert, "since": since_ns},
             )
@@ -283,8 +297,9 @@ class Store:
                 found = _facts(event)
                 if search.fits(found):
                     total += 1
+                    body, process = _object(event[-4]), _object(event[-3])
                     alerts = tuple((row[-2], row[-1]) for row in (event, *others))
-                    last.append(Found(found, _object(event[-3]), alerts))
+                    last.append(Found(found, body | {"process": process}, alerts))
         return Results(tuple(last), total)
 
     def flown(self, alert: str) -> Flown:
@@ -324,27 +339,31 @@ class Store:
     def _limit_events(self) -> None:
         (count,) = self._db.execute("SELECT count(*) FROM kept").fetchone()
         if count > self.max_events:
-            more = count - self.max_events + self.max_events // _STEP
-            rows = self._db.execute("SELECT id FROM kept ORDER BY id LIMIT ?", (more,)).fetchall()
-            self._count("events_removed", self._remove("kept.id = ?", rows))
+            rows = self._db.execute(
+                "DELETE FROM kept WHERE id IN (SELECT id FROM kept ORDER BY id LIMIT ?) RETURNING event",
+                (count - self.max_events,),
+            )
+            self._count("events_removed", self._drop(rows.fetchall()))
 
     def _forget(self, alerts: Sequence[str]) -> int:
         """Remove what is kept for *alerts*; returns how many events that were."""
-        whose = [(alert,) for alert in alerts]
-        self._db.executemany("DELETE FROM flight WHERE alert = ?", whose)
-        return self._remove("kept.alert = ?", whose)
+        rows: list[tuple[int]] = []
+        for alert in alerts:
+            self._db.execute("DELETE FROM flight WHERE alert = ?", (alert,))
+            rows += self._db.execute("DELETE FROM kept WHERE alert = ? RETURNING event", (alert,)).fetchall()
+        return self._drop(rows)
 
-    def _remove(self, which: str, values: Sequence[tuple[Any]]) -> int:
-        """Remove what is kept, and events that nothing keeps any more."""
-        removed = 0
-        for value in values:
-            rows = self._db.execute(f"DELETE FROM kept WHERE {which} RETURNING event", value).fetchall()  # noqa: S608
+    def _drop(self, events: Sequence[tuple[int]]) -> int:
+        """Remove those of *events* that nothing keeps any more, and what is said of their processes alone."""
+        if events:
             self._db.executemany(
                 "DELETE FROM event WHERE id = ? AND NOT EXISTS (SELECT 1 FROM kept WHERE kept.event = event.id)",
-                rows,
+                events,
             )
-            removed += len(rows)
-        return removed
+            self._db.execute(
+                "DELETE FROM process WHERE NOT EXISTS (SELECT 1 FROM event WHERE event.process = process.id)"
+            )
+        return len(events)
 
     def _count(self, name: str, more: int) -> int:
         (value,) = self._db.execute(
@@ -422,11 +441,9 @@ class Store:
 
 def _facts(row: Sequence[Any]) -> Facts:
     """Return what an event can be searched by, from its row."""
-    _, _, _, begun_ns, time_ns, kind, pid, tid, exe, paths, host, port, calls, *_ = row
-    return Facts(
-        begun_ns, time_ns, kind, pid, tid, exe, msgspec.json.decode(paths, type=tuple[str, ...]), host, port,
-        tuple(calls.split()),
-    )  # fmt: skip
+    _, begun_ns, time_ns, kind, pid, tid, exe, paths, host, port, calls, *_ = row
+    named = msgspec.json.decode(paths, type=tuple[str, ...])
+    return Facts(begun_ns, time_ns, kind, pid, tid, exe, named, host, port, tuple(calls.split()))
 
 
 def _object(body: bytes) -> dict[str, Any]:
