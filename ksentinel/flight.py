@@ -160,6 +160,9 @@ class _Followed:
         return process.key in self.processes or any(related(p, process) for p in self.processes.values())
 
 
+_NOBODY: dict[str, _Followed] = {}
+
+
 class Flight:
     """
     Holds the recent past of every lineage, and keeps for each alert what came before and after it.
@@ -241,7 +244,7 @@ class Flight:
             branch.rings.move_to_end(ring)
             self._branches.move_to_end(branch.key)
             self._latest = ring
-        if branch.count > self.branch_items:
+        while branch.count > self.branch_items:
             self._shorten(branch)
         if self._held > self.items or len(self._branches) > self.branches:
             self._evict()
@@ -363,10 +366,10 @@ class Flight:
     def _follow(self, process: Process, branch: ProcessKey, entry: _Entry) -> None:
         time_ns, service = _time(entry[1]), process.service_key
         self._earliest_ns = min(self._earliest_ns, time_ns)
-        concerned = list(self._following.get(branch, {}).values())
-        if branch != service:
-            concerned += self._following_all.get(service, {}).values()
-        for followed in concerned:
+        concerned = self._following.get(branch, _NOBODY)
+        if service in self._following_all:
+            concerned = concerned | self._following_all[service]
+        for followed in concerned.values():
             if time_ns <= followed.until_ns and followed.concerns(process):
                 self._take(followed, entry)
 
@@ -385,14 +388,21 @@ class Flight:
         """Return what is held of a lineage and not kept yet; *until_ns* is up to when everything was followed."""
         near: list[_Entry] = []
         far: list[_Entry] = []
+        # By each item's process, as that was then: it may have left the service since. Most items share theirs.
+        since_ns: dict[int, int | None] = {}
         for ring in self._around(process):
-            if ring.process.key != process.key and not related(ring.process, process):
-                continue
-            since_ns = until_ns if followed.concerns(ring.process) else -_FOREVER
-            service = ring.process.service is None and ring.process.key != process.key
-            (far if service else near).extend(
-                entry for entry in ring.entries if since_ns < _time(entry[1]) <= followed.until_ns
-            )
+            for entry in ring.entries:
+                item = entry[1]
+                one = item.process
+                if id(one) not in since_ns:
+                    if one.key != process.key and not related(one, process):
+                        since_ns[id(one)] = None
+                    else:
+                        since_ns[id(one)] = until_ns if followed.concerns(one) else -_FOREVER
+                least = since_ns[id(one)]
+                if least is not None and least < _time(item) <= followed.until_ns:
+                    service = one.service is None and one.key != process.key
+                    (far if service else near).append(entry)
         near.sort()  # by their numbers, of which no two are the same
         far.sort()
         share = self.before // _SHARE
@@ -416,7 +426,8 @@ class Flight:
         followed.processes[process.key] = process
         self._open.setdefault(followed.alert, followed)
         for one in followed.processes.values():
-            for key in (branch_of(one), one.service_key):
+            # By itself as well: it may leave its service, and is a branch of its own then.
+            for key in (branch_of(one), one.service_key, one.key):
                 followed.keys.add(key)
                 self._following.setdefault(key, {})[followed.alert] = followed
             if one.service is None:
