@@ -206,7 +206,8 @@ def _moment(text: str, now: datetime, local: Local) -> datetime:
         seconds = float(relative[1]) * _UNITS[relative[2]]
         if not math.isfinite(seconds) or seconds > _LONGEST:
             raise ValueError(text)
-        return now - timedelta(seconds=seconds)
+        # Elapsed time, not the clock's: an hour may have been put in or left out since.
+        return now.astimezone(UTC) - timedelta(seconds=seconds)
     today = now.date()
     words = {"today": today, "yesterday": today - timedelta(days=1)}
     if text == "now":
@@ -237,7 +238,7 @@ def parse_glob(text: str, option: str) -> Glob:
     """
     if not text:
         raise UsageError(f"{option} is empty", remedy="say a path, or a pattern: '/etc/*', '*.so', nginx")
-    if "[" in re.sub(r"\[!?\]?[^\]]*\]", "", text):
+    if "[" in re.sub(r"\[!?+\]?+[^\]]*\]", "", text):
         raise UsageError(f"{option} {text!r} has a [ without its ]", remedy="a [ itself is written [[]")
     return Glob(text)
 
