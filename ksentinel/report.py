@@ -148,7 +148,7 @@ def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int, removed: in
     if len(alerts) == limit:
         told += f"; there may be more than these {limit}: --limit"
     if removed:
-        told += f"; {removed:,} older ones had to make room (max_alerts)"
+        told += f"; {_gone(removed, 'max_alerts')}"
     _hang(out, Text(told, "dim"), 0)
 
 
@@ -168,7 +168,7 @@ def events_table(
         Which times were asked for, in words.
     """
     out = console()
-    gone = f"{removed:,} older ones had to make room (max_events)" if removed else ""
+    gone = _gone(removed, "max_events")
     if not results.total:
         about = "; ".join(part for part in (asked, gone) if part)
         _hang(out, plain(f"nothing kept matches{f' ({about})' if about else ''}"), 4)
@@ -190,13 +190,18 @@ def events_table(
             "  ",
             plain(in_words(one.body), _LONGEST_EVENT),
         )
-        _hang(out, row, 23 + (wide + 2 if wide else 0) + width + 4)
+        _hang(out, row, 25)  # below what stands after the time
     out.print()
     shown = len(results.found)
     told = f"{shown:,} event{'' if shown == 1 else 's'}, times in UTC"
     if shown < results.total:
         told = f"the last {shown:,} of {results.total:,} events, times in UTC; --limit shows more"
     _hang(out, Text("; ".join(part for part in (told, gone) if part), "dim"), 0)
+
+
+def _gone(removed: int, bound: str) -> str:
+    """Say how many had to make room, and which key of the configuration says so; empty if none had."""
+    return f"{removed:,} older one{'s' if removed > 1 else ''} had to make room ({bound})" if removed else ""
 
 
 def _beside(one: Found, opened_ns: int | None) -> str:
