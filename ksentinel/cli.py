@@ -656,10 +656,7 @@ def _outlet(
     with ExitStack() as stack:
         kept = None
         if store is not None:
-            most = settings.store
-            kept = stack.enter_context(
-                Store(store, host.user(), write=True, max_alerts=most.max_alerts, max_events=most.max_events)
-            )
+            kept = stack.enter_context(Store(store, host.user(), write=True, bounds=settings.store))
             pipeline.flight = Flight(kept.keep, arch=pipeline.incidents.arch)
         sink = JsonLines(sys.stdout.buffer) if json else None
 

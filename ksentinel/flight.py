@@ -198,7 +198,7 @@ class Flight:
         branch_items: int = 1000,
         items: int = 50_000,
         branches: int = 4096,
-        alerts: int = 1000,
+        alerts: int = 200,
     ) -> None:
         self.keep = keep
         self.arch = arch
@@ -261,21 +261,20 @@ class Flight:
             bool(alert.anomalies),
         )
         followed = self._known.get(alert.id)
+        first = followed is None
         if followed is None:
             followed = self._known[alert.id] = _Followed(alert, self.most)
-            first = True
-        else:
-            first = False
-            self._known.move_to_end(alert.id)
+        self._known.move_to_end(alert.id)
         if followed.marks == marks:
             return
         followed.marks = marks
-        followed_until_ns = followed.until_ns
-        followed.until_ns = max(followed.until_ns, alert.updated_ns + self.after_ns)
-        for entry in self._past(followed, alert.process, followed_until_ns):
-            if first:
-                self._pending.append((followed, entry))
-            else:
+        until_ns = followed.until_ns
+        followed.until_ns = max(until_ns, alert.updated_ns + self.after_ns)
+        past = self._past(followed, alert.process, until_ns)
+        if first:  # what came before takes no room from what follows
+            self._pending += [(followed, entry) for entry in past]
+        else:
+            for entry in past:
                 self._take(followed, entry)
         self._enter(followed, alert.process)
         # Those that are over are remembered for a while, in case there is more to tell of them.

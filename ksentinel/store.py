@@ -39,6 +39,7 @@ import msgspec
 import orjson
 
 from ksentinel.alert import Alert
+from ksentinel.config import StoreConfig
 from ksentinel.errors import InputError
 from ksentinel.flight import Facts, Flown, Kept, Phase
 from ksentinel.level import Level
@@ -50,6 +51,7 @@ _ALERTS_ALONE = 1
 APPLICATION = 0x6B73616C  # "ksal"
 # The latter: a message of SQLite's with bytes from a damaged file that are no text, and JSON that is none.
 _DAMAGES = (sqlite3.Error, ValueError)
+_DEFAULT = StoreConfig()
 # Whoever comes second finds them made: two writers may open a new store, or one of schema 1, at the same time.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS alert (id TEXT PRIMARY KEY, revision INTEGER NOT NULL, level INTEGER NOT NULL, title TEXT NOT NULL,
@@ -83,7 +85,7 @@ class Store:
         Who may own it besides root; others' files are refused.
     write
         False: read only.
-    max_alerts, max_events
+    bounds
         How many alerts, and how many kept events, it holds; those written longest ago make room.
 
     Raises
@@ -98,14 +100,12 @@ class Store:
         uid: int,
         *,
         write: bool = False,
-        max_alerts: int = 10_000,
-        max_events: int = 100_000,
+        bounds: StoreConfig = _DEFAULT,
     ) -> None:
         self.path = path
         self.uid = uid
         self.write = write
-        self.max_alerts = max_alerts
-        self.max_events = max_events
+        self.bounds = bounds
         self._run: int | None = None
 
     def __enter__(self) -> Self:
@@ -328,9 +328,11 @@ class Store:
 
     def _limit_alerts(self) -> None:
         (count,) = self._db.execute("SELECT count(*) FROM alert").fetchone()
-        if count > self.max_alerts:
+        if count > self.bounds.max_alerts:
             # Every revision is written anew: those that had none for longest come first.
-            rows = self._db.execute("SELECT id FROM alert ORDER BY rowid LIMIT ?", (count - self.max_alerts,))
+            rows = self._db.execute(
+                "SELECT id FROM alert ORDER BY rowid LIMIT ?", (count - self.bounds.max_alerts,)
+            )
             oldest = [alert for (alert,) in rows]
             self._db.executemany("DELETE FROM alert WHERE id = ?", [(alert,) for alert in oldest])
             self._count("alerts_removed", len(oldest))
@@ -338,10 +340,10 @@ class Store:
 
     def _limit_events(self) -> None:
         (count,) = self._db.execute("SELECT count(*) FROM kept").fetchone()
-        if count > self.max_events:
+        if count > self.bounds.max_events:
             rows = self._db.execute(
                 "DELETE FROM kept WHERE id IN (SELECT id FROM kept ORDER BY id LIMIT ?) RETURNING event",
-                (count - self.max_events,),
+                (count - self.bounds.max_events,),
             )
             self._count("events_removed", self._drop(rows.fetchall()))
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from made_up import HTTPD, SHELL, START, anomaly, child, match
 
 from ksentinel.alert import Alert, Evidence
+from ksentinel.config import StoreConfig
 from ksentinel.errors import InputError
 from ksentinel.event import Origin, SyscallEvent
 from ksentinel.flight import Flown, Kept, Phase, facts, to_plain
@@ -435,9 +436,9 @@ def test_damaged(whole, tmp_path, data):
 # Events around alerts
 
 
-def keep(path, *events, beyond=None, **bounds):
+def keep(path, *events, beyond=None):
     """Keep *events*."""
-    with Store(path, ME, write=True, **bounds) as store:
+    with Store(path, ME, write=True) as store:
         store.keep(events, beyond or {})
 
 
@@ -527,7 +528,7 @@ def test_flown(path):
 
 def test_max_events(path):
     """Beyond so many, those that were kept first go, and are counted; one that is still kept elsewhere stays."""
-    with Store(path, ME, write=True, max_events=3) as store:
+    with Store(path, ME, write=True, bounds=StoreConfig(max_events=3)) as store:
         store.put(alert("a"))
         store.put(alert("b"))
         store.keep([kept("a", 1), kept("b", 1), kept("b", 2)], {})
@@ -545,7 +546,7 @@ def test_max_events(path):
 
 def test_max_alerts(path):
     """Beyond so many, the alerts that nothing new was told of for longest go, and what is kept for them."""
-    with Store(path, ME, write=True, max_alerts=2) as store:
+    with Store(path, ME, write=True, bounds=StoreConfig(max_alerts=2)) as store:
         store.put(alert("a"))
         store.put(alert("b"))
         store.keep([kept("a", 1), kept("b", 1), kept("b", 2)], {})
@@ -563,7 +564,7 @@ def test_max_alerts(path):
 def test_bounds_hold(path):
     """However much is written, the file stops growing."""
     sizes = []
-    with Store(path, ME, write=True, max_alerts=5, max_events=50) as store:
+    with Store(path, ME, write=True, bounds=StoreConfig(5, 50)) as store:
         for n in range(120):
             store.put(alert(f"{n:04}", at=n))
             store.keep(
