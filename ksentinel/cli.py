@@ -5,6 +5,7 @@ import errno
 import os
 import platform
 import pwd
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -350,7 +351,7 @@ def replay(
         if logs:
             sources.append(audit)
         pipeline = _pipeline(settings, rules, model, arch=arch)
-        outlet = stack.enter_context(_outlet(store, json=json))
+        outlet = stack.enter_context(_outlet(store, settings, pipeline, json=json))
         if scores is not None:
             from ksentinel.sinks.scores import Scores
 
@@ -402,7 +403,8 @@ def monitor(
         stream = stack.enter_context(
             host.live(settings, stop, wanted=wanted, keep=keep, table=table, gate=table is not None)
         )
-        outlet = stack.enter_context(_outlet(store or host.default_store(), json=json))
+        kept = store or host.default_store()
+        outlet = stack.enter_context(_outlet(kept, settings, pipeline, json=json))
         if scores is not None:
             from ksentinel.sinks.scores import Scores
 
@@ -410,7 +412,6 @@ def monitor(
         losses = _Losses()
         pipeline.on_loss = losses.add
         alone = " by rules alone (no --model)" if model is None else ""
-        kept = store or host.default_store()
         _status(
             f"watching{alone}"
             + ("" if seconds is None else f" for {seconds:g} s")
@@ -460,11 +461,12 @@ def alerts(
         raise UsageError(f"--{error}") from None
     with Store(store or host.store_to_read(), host.user()) as kept:
         found = list(kept.alerts(least=level, limit=limit))
+        removed = kept.removed()["alerts_removed"]
     if json:
         for alert in found:
             _print_json(alert)
     else:
-        alerts_table(found, limit=limit)
+        alerts_table(found, limit=limit, removed=removed)
 
 
 @app.command()
@@ -479,7 +481,91 @@ def explain(
 
     with Store(store or host.store_to_read(), host.user()) as kept:
         alert = kept.get(alert_id)
-    _print_json(alert) if json else explanation(alert)
+        flown = kept.flown(str(alert["id"]))
+    if json:
+        _print_json(alert)
+        return
+    there = "" if store is None else f" --store {shlex.quote(str(store))}"
+    explanation(alert, flown, f"ksentinel events {alert['id']}{there}")
+
+
+@app.command()
+def events(
+    alert_id: Annotated[
+        str | None, typer.Argument(metavar="[ALERT_ID]", help="Only of this alert: its id, or how it begins.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="From then on: 10m, '2h ago', 14:30, 2024-05-01T14:30:00Z."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Up to then.")] = None,
+    pid: Annotated[int | None, typer.Option(metavar="N", min=0, help="This process or thread alone.")] = None,
+    exe: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Executables like this: nginx, '/tmp/*'.")
+    ] = None,
+    path: Annotated[str | None, typer.Option(metavar="PATTERN", help="That name such a file.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="That name such an address: 10.0.0.0/8, 10.0.0.1:443, :53."),
+    ] = None,
+    syscall: Annotated[
+        str | None, typer.Option(metavar="NAME", help="This system call; windows in which it occurs, too.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="exec, fork, exit, syscall, audit or window.")
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="How many at most: the last.", min=1)] = 1000,
+    recording: Annotated[
+        Path | None,
+        typer.Option(
+            "--recording", metavar="FILE", readable=False, help="Search this recording, not the store."
+        ),
+    ] = None,
+    store: StoreFile = None,
+    json: Json = False,
+) -> None:
+    """Search the events around alerts, or a recording. What a process and its family did before and after."""
+    from ksentinel import search
+    from ksentinel.recording import Reader
+    from ksentinel.report import events_table
+    from ksentinel.store import Store
+
+    if recording is not None and (alert_id is not None or store is not None):
+        raise UsageError(
+            f"--recording and {'ALERT_ID' if alert_id is not None else '--store'} can't go together",
+            remedy="a recording holds no alerts: `ksentinel replay` makes them",
+        )
+    now = host.now()
+
+    def given(value: str | None, parse: Callable[..., Any], option: str, *more: Any) -> Any:
+        return None if value is None else parse(value, option, *more)
+
+    wanted = search.Search(
+        since_ns=given(since, search.parse_time, "--since", now, host.local),
+        until_ns=given(until, search.parse_time, "--until", now, host.local),
+        pid=pid,
+        exe=given(exe, search.parse_glob, "--exe"),
+        path=given(path, search.parse_glob, "--path"),
+        address=given(address, search.parse_endpoint, "--address"),
+        syscall=given(syscall, search.parse_syscall, "--syscall"),
+        kind=given(kind, search.parse_kind, "--kind"),
+    )
+    if wanted.since_ns is not None and wanted.until_ns is not None and wanted.since_ns > wanted.until_ns:
+        raise UsageError(f"--since {since!r} is after --until {until!r}", remedy="turn them round")
+    alert, removed = None, 0
+    if recording is not None:
+        with Reader(recording) as reader:
+            results = search.among(reader, wanted, limit, _arch_of(reader))
+    else:
+        with Store(store or host.store_to_read(), host.user()) as kept:
+            alert = None if alert_id is None else kept.get(alert_id)
+            results = kept.events(wanted, limit, "" if alert is None else str(alert["id"]))
+            removed = kept.removed()["events_removed"]
+    if json:
+        for found in results.found:
+            _print_json(found.to_plain())
+    else:
+        events_table(results, alert=alert, removed=removed, asked=wanted.times())
 
 
 def parse_duration(text: str | None) -> float | None:
@@ -575,14 +661,24 @@ def _mute_model(model: Path | None, walked: dict[str, int]) -> None:
 
 
 @contextmanager
-def _outlet(store: Path | None, *, json: bool) -> Iterator[Callable[[Any], None]]:
-    """Give a function that takes each alert to the store, and to the terminal or as JSON to standard output."""
+def _outlet(
+    store: Path | None, settings: Config, pipeline: Any, *, json: bool
+) -> Iterator[Callable[[Any], None]]:
+    """
+    Give a function that takes each alert to the store, and to the terminal or as JSON to standard output.
+
+    With a store *pipeline* gets a flight recorder, which keeps events there.
+    """
+    from ksentinel.flight import Flight
     from ksentinel.report import alert_line
     from ksentinel.sinks.jsonlines import JsonLines
     from ksentinel.store import Store
 
     with ExitStack() as stack:
-        kept = stack.enter_context(Store(store, host.user(), write=True)) if store is not None else None
+        kept = None
+        if store is not None:
+            kept = stack.enter_context(Store(store, host.user(), write=True, bounds=settings.store))
+            pipeline.flight = Flight(kept.keep, arch=pipeline.incidents.arch)
         sink = JsonLines(sys.stdout.buffer) if json else None
 
         def take(alert: Any) -> None:

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -54,6 +55,19 @@ def user() -> int:
     """Return whose files are trusted besides root's: the caller's, also through sudo (who could do as root anyway)."""
     caller = os.environ.get("SUDO_UID", "")
     return int(caller) if os.geteuid() == 0 and caller.isdigit() else os.getuid()
+
+
+def now() -> datetime:
+    """Return the time, in this host's zone."""
+    return datetime.now().astimezone()
+
+
+def local(naive: datetime) -> datetime:
+    """Return a time of this host's zone, as it was then (summer or winter); ValueError if there is none."""
+    try:
+        return naive.astimezone()
+    except OSError as error:  # as far from today as that is, the C library knows no zones
+        raise ValueError(str(error)) from None
 
 
 def facts() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from ksentinel.alert import Alert
 from ksentinel.detectors import Anomaly
 from ksentinel.detectors.model import Model
 from ksentinel.event import Event
+from ksentinel.flight import Flight
 from ksentinel.incident import Incidents
 from ksentinel.level import Level
 from ksentinel.rules.ruleset import RuleSet
@@ -31,6 +32,8 @@ class Pipeline:
         Is shown every window's anomaly, also those below every threshold (for a live display).
     on_loss
         Is told, while it happens, how many more records the source has lost.
+    flight
+        Is handed every item and every alert, to keep what came before and after.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Pipeline:
         explain: Explain | None = None,
         watch: Callable[[Anomaly], None] | None = None,
         on_loss: Callable[[int], None] | None = None,
+        flight: Flight | None = None,
     ) -> None:
         self.rules = rules
         self.model = model
@@ -49,6 +53,7 @@ class Pipeline:
         self.explain = explain
         self.watch = watch
         self.on_loss = on_loss
+        self.flight = flight
         self.counts: Counter[str] = Counter()
 
     def walk(self, stream: Stream) -> Iterator[Alert]:
@@ -67,6 +72,8 @@ class Pipeline:
             lost = now_lost
             anomalies = iter(self._assess(batch))
             for item in batch:
+                if self.flight is not None:
+                    self.flight.item(item)
                 if isinstance(item, Window):
                     anomaly = next(anomalies)
                     if anomaly is None:
@@ -78,7 +85,11 @@ class Pipeline:
                         yield from self._tell(self.incidents.anomaly(anomaly, lossy=lossy))
                 else:
                     yield from self._tell(self._match(item, lossy=lossy))
+            if self.flight is not None:
+                self.flight.flush()
         yield from self._tell(self.incidents.finish())
+        if self.flight is not None:
+            self.flight.flush()
 
     def account(self) -> dict[str, int]:
         """Return the counters: items = events + windows; windows = windows_scored + windows_unscored."""
@@ -94,7 +105,8 @@ class Pipeline:
             "alerts",
             "revisions",
         )
-        return {name: self.counts[name] for name in names}
+        flight = {} if self.flight is None else self.flight.account()
+        return {name: self.counts[name] for name in names} | flight
 
     def _assess(self, batch: list[Item]) -> list[Anomaly | None]:
         """Return what the model says of each window of *batch*, None where it has no say."""
@@ -121,4 +133,6 @@ class Pipeline:
     def _tell(self, alerts: Iterator[Alert]) -> Iterator[Alert]:
         for alert in alerts:
             self.counts["alerts" if alert.revision == 1 else "revisions"] += 1
+            if self.flight is not None:
+                self.flight.alert(alert)
             yield alert if self.explain is None else self.explain(alert)

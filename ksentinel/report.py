@@ -2,6 +2,7 @@
 """What the command line shows to people: tables and paragraphs, nothing untrusted unescaped."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,8 +12,11 @@ from rich.progress import TaskID
 from rich.table import Table
 from rich.text import Text
 
-from ksentinel.alert import Alert
+from ksentinel.alert import Alert, when
+from ksentinel.explain.event import in_words
+from ksentinel.flight import Flown, Phase
 from ksentinel.printable import printable
+from ksentinel.search import Found, Results
 from ksentinel.support import Support
 from ksentinel.syscalls import CLASSES
 from ksentinel.verdict import p_text
@@ -25,6 +29,7 @@ STYLES = {
     "informational": "dim",
 }
 _BAR = 24
+_LONGEST_EVENT = 1000
 _ENDLESS = 100_000
 """Width of what is no terminal: files and pipes get whole lines, for grep."""
 
@@ -137,8 +142,8 @@ def alert_line(alert: Alert) -> None:
     _hang(out, plain("now: " + "; ".join([*rules, *model, *like]), style="dim"), 4, first=4)
 
 
-def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int) -> None:
-    """Print stored alerts; *limit* is how many were asked for at most."""
+def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int, removed: int = 0) -> None:
+    """Print stored alerts; *limit* is how many were asked for at most, *removed* had to make room for others."""
     out = console()
     if not alerts:
         out.print("no alerts")
@@ -166,11 +171,87 @@ def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int) -> None:
     )
     if len(alerts) == limit:
         told += f"; there may be more than these {limit}: --limit"
+    if removed:
+        told += f"; {_gone(removed, 'max_alerts')}"
     _hang(out, Text(told, "dim"), 0)
 
 
-def explanation(alert: Mapping[str, Any]) -> None:
-    """Print why an alert was raised."""
+def events_table(
+    results: Results, *, alert: Mapping[str, Any] | None = None, removed: int = 0, asked: str = ""
+) -> None:
+    """
+    Print what was found, in its order.
+
+    Parameters
+    ----------
+    alert
+        Whose events these are: times are then told from its opening on, too.
+    removed
+        How many kept events had to make room for others.
+    asked
+        Which times were asked for, in words.
+    """
+    out = console()
+    gone = _gone(removed, "max_events")
+    if not results.total:
+        about = "; ".join(part for part in (asked, gone) if part)
+        _hang(out, plain(f"nothing kept matches{f' ({about})' if about else ''}"), 4)
+        return
+    opened_ns = 0 if alert is None else int(alert["opened_ns"])
+    beside = [_beside(one, None if alert is None else opened_ns) for one in results.found]
+    wide, width = max(map(len, beside)), max(len(str(one.facts.pid)) for one in results.found)
+    opened = alert is None
+    for one, stands in zip(results.found, beside, strict=True):
+        facts = one.facts
+        if alert is not None and not opened and facts.time_ns > opened_ns:
+            opened = True
+            _hang(out, plain(f"{_moment(opened_ns)}  ── {alert['title']} ──", style="bold"), 4)
+        row = Text.assemble(
+            plain(_moment(facts.time_ns), style="dim"),
+            f"  {stands:>{wide}}" if wide else "",
+            plain(f"  {facts.pid:>{width}}  "),
+            plain(PurePosixPath(facts.exe).name or "(unknown)", 20, "cyan"),
+            "  ",
+            plain(in_words(one.body), _LONGEST_EVENT),
+        )
+        _hang(out, row, 25)  # below what stands after the time
+    out.print()
+    shown = len(results.found)
+    told = f"{shown:,} event{'' if shown == 1 else 's'}, times in UTC"
+    if shown < results.total:
+        told = f"the last {shown:,} of {results.total:,} events, times in UTC; --limit shows more"
+    _hang(out, Text("; ".join(part for part in (told, gone) if part), "dim"), 0)
+
+
+def _gone(removed: int, bound: str) -> str:
+    """Say how many had to make room, and which key of the configuration says so; empty if none had."""
+    return f"{removed:,} older one{'s' if removed > 1 else ''} had to make room ({bound})" if removed else ""
+
+
+def _beside(one: Found, opened_ns: int | None) -> str:
+    """Return how an event stands to the alerts that keep it, or to the one that was opened then."""
+    if not one.alerts:
+        return ""
+    identity, phase = one.alerts[0]
+    if opened_ns is not None:
+        apart = abs(one.facts.time_ns - opened_ns) / 1e9
+        return f"{phase} {'+' if phase == Phase.AFTER else '-'}{apart:.3f} s"
+    return f"{phase} {identity}" + (f" +{len(one.alerts) - 1}" if len(one.alerts) > 1 else "")
+
+
+def _moment(time_ns: int) -> str:
+    return when(time_ns)[:23].replace("T", " ")
+
+
+def explanation(alert: Mapping[str, Any], flown: Flown | None = None, command: str = "") -> None:
+    """
+    Print why an alert was raised.
+
+    Parameters
+    ----------
+    flown, command
+        How many events are kept for it, and what shows them.
+    """
     out = console()
     level = str(alert["level"])
     title = Text.assemble(
@@ -200,6 +281,20 @@ def explanation(alert: Mapping[str, Any]) -> None:
         _ngrams(out, told["ngrams"])
     if told.get("lime"):
         _lime(out, told["lime"])
+    if flown is not None:
+        out.print()
+        _hang(out, Text.assemble(("Events  ", "bold"), plain(_flown(flown, command))), 8)
+
+
+def _flown(flown: Flown, command: str) -> str:
+    if not flown.before + flown.after:
+        return f"none are kept{', they had to make room for newer ones' if flown.removed else ''}"
+    told = f"{flown.before:,} from before and {flown.after:,} from after it are kept"
+    if flown.beyond:
+        told += f", {flown.beyond:,} more were too many"
+    if flown.removed:
+        told += f", {flown.removed:,} had to make room for newer ones"
+    return f"{told}: {command}"
 
 
 def account_table(account: Mapping[str, float], title: str = "Accounting") -> None:
@@ -339,8 +434,6 @@ def _who(process: Mapping[str, Any]) -> str:
 
 
 def _clock(time_ns: int) -> str:
-    from ksentinel.alert import when
-
     return when(time_ns)[11:23]
 
 

@@ -152,6 +152,7 @@ def made(tmp_path_factory):
     changed(folder / "normal.db", folder / "schema.db", "PRAGMA user_version = 9")
     changed(folder / "store.db", folder / "store-schema.db", "PRAGMA user_version = 9")
     changed(folder / "store.db", folder / "store-damaged.db", "UPDATE alert SET body = x'7b'")
+    changed(folder / "store.db", folder / "events-damaged.db", "UPDATE event SET body = x'5b5d'")
     changed(folder / "normal.db", folder / "alien.db", "UPDATE item SET kind = 'teapot', body = x'7b7d'")
     changed(folder / "normal.db", folder / "torn.db", "UPDATE item SET body = x'00'")
     changed(folder / "normal.db", folder / "orphan.db", "DELETE FROM process")
@@ -259,6 +260,12 @@ WRONG = [
     ("alerts --store {made}/store-damaged.db", 1, r"{made}/store-damaged.db: is damaged: .* \(name"),
     ("explain 0 --store {made}/random.db", 1, r"{made}/random.db: is an SQLite file, but no store of alerts \(name"),
     ("explain zzz --store {made}/store.db", 1, r"{made}/store.db: no alert starts with 'zzz' \(`ksentinel alerts`"),
+    ("events --store {made}/nothing", 1, r"{made}/nothing: there is no store \(name one by --store"),
+    ("events --store {made}/events-damaged.db", 1, r"{made}/events-damaged.db: is damaged: what should be a JSON object is none \(name"),
+    ("events zzz --store {made}/store.db", 1, r"{made}/store.db: no alert starts with 'zzz' \(`ksentinel alerts`"),
+    ("events --recording {bad}/cut.log", 1, r"{bad}/cut.log: is no recording \(make one"),
+    ("events --recording {made}/corrupt.db", 1, r"{made}/corrupt.db: is damaged: .* \(record again"),
+    ("events --recording {made}/vax.db", 1, r"{made}/vax.db: was recorded on architecture 'vax'; this .* \(record again"),
     ("replay {bad}/cut.log --store {made}/binary", 1, r"{made}/binary: is no store, or damaged: .* \(name another"),
     ("replay {bad}/cut.log --store {made}/random.db", 1, r"{made}/random.db: is an SQLite file, but no store .* \(name"),
     ("replay {bad}/cut.log --store {bad}/cut.log/x", 1, r"{bad}/cut.log/x: can't be opened: .* \(name another"),
@@ -266,6 +273,18 @@ WRONG = [
     ("replay {bad}/cut.log --scores {made}/nothing/x", 1, r"{made}/nothing/x: can't be written: .* \(name another"),
     # usage
     ("alerts --level terrible --store {made}/store.db", 2, r"--level 'terrible' is none of informational, .*"),
+    ("events 0 --recording {made}/normal.db", 2, r"--recording and ALERT_ID can't go together \(a recording holds no alerts"),
+    ("events --store {made}/store.db --recording {made}/normal.db", 2, r"--recording and --store can't go together \("),
+    ("events --since soon", 2, r"--since 'soon' is no time \(say 10m, '2h ago'"),
+    ("events --until 25:00", 2, r"--until '25:00' is no time \(say 10m, '2h ago'"),
+    ("events --since 5m --until 10m", 2, r"--since '5m' is after --until '10m' \(turn them round"),
+    ("events --exe [a", 2, r"--exe '\[a' has a \[ without its \] \(a \[ itself is written \[\[\]"),
+    ("events --path=", 2, r"--path is empty \(say a path, or a pattern"),
+    ("events --address example.org", 2, r"--address 'example.org' is neither an IP address nor a network \(say 10.0.0.1.* not looked up"),
+    ("events --syscall opnat", 2, r"--syscall 'opnat' is no system call \(did you mean openat\?"),
+    ("events --kind teapot", 2, r"--kind 'teapot' is none of fork, exec, exit, syscall, audit, window"),
+    ("events --pid x", 2, r"Invalid value for '--pid': .* \(`ksentinel events --help`"),
+    ("events --limit 0", 2, r"Invalid value for '--limit': .* \(`ksentinel events --help`"),
     ("alerts --limit 0", 2, r"Invalid value for '--limit': .* \(`ksentinel alerts --help`"),
     ("alerts --limit many", 2, r"Invalid value for '--limit': .* \(`ksentinel alerts --help`"),
     ("train x --out {out} --order 99", 2, r"Invalid value for '--order': .* \(`ksentinel train --help`"),
@@ -329,7 +348,7 @@ def test_one_bad_log_among_good_ones(run, made):
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("what", ["alerts", "replay", "explain 0"])
+@pytest.mark.parametrize("what", ["alerts", "replay", "explain 0", "events"])
 def test_store_of_somebody_else(run, made, tmp_path, what):
     """Whoever owns the store could have written its alerts."""
     shutil.copy(made / "store.db", tmp_path / "store.db")
@@ -397,7 +416,7 @@ MODULES = [
     "ksentinel.cli",
     *(
         f"ksentinel.{name}"
-        for name in "report store recording streams pipeline training support detectors.artifact detectors.facts "
+        for name in "report flight search store recording streams pipeline training support detectors.artifact detectors.facts "
         "explain.explanation rules.ruleset normalize.bpf normalize.redact sources.procfs sources.ringbuf".split()
     ),
 ]
@@ -485,7 +504,7 @@ def test_full_disk_under_the_store(tmp_path):
     events = [ExecEvent(time_ns=i, process=s, tid=s.key.pid, origin=Origin.BPF) for i, s in enumerate(shells)]
     make_recording(tmp_path / "many.db", events)
     ran = subprocess.run(
-        ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *KSENTINEL,
+        ["bash", "-c", 'ulimit -f 128; exec "$@"', "bash", *KSENTINEL,
          "replay", tmp_path / "many.db", "--store", store, "--json"],
         capture_output=True, check=False, timeout=60,
     )  # fmt: skip
@@ -682,6 +701,104 @@ def test_alerts(run, made, tmp_path):
     assert "more than these 1" in run("alerts", "--store", made / "store.db", "--limit", "1").text
 
 
+def test_events(run, made):
+    """What an alert keeps: before and after, in the order of time; and everything that any alert keeps."""
+    store = ["--store", made / "store.db"]
+    identity = alert_id(made)
+    told = run("events", identity[:5], *store)
+    everything = run("events", *store, "--json").objects
+    explained = run("explain", identity, *store)
+
+    assert (told.status, told.err) == (0, "")
+    assert [line[11:75] for line in told.text.splitlines()[:3]] == [
+        "00:33:20.500  before -0.000 s  700  nginx  64 calls in 0.5 s: ex",
+        "00:33:20.500  ── Shell started by a network service ──",
+        "00:33:21.000   after +0.500 s  701  sh  exec /bin/sh: sh -c id (",
+    ]
+    phases = [(one["event"], one["alerts"]) for one in everything]
+    assert phases == [
+        ("window", [{"id": identity, "phase": "before"}]),
+        ("exec", [{"id": identity, "phase": "after"}]),
+    ]
+    assert everything == run("events", identity, *store, "--json").objects
+    said = f"Events  1 from before and 1 from after it are kept: ksentinel events {identity} --store {made}/store.db"
+    assert explained.text.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize(
+    ("asked", "kinds"),
+    [
+        ("--kind exec", {"exec"}),
+        ("--exe sh", {"exec"}),
+        ("--exe /usr/sbin/*", {"window"}),
+        ("--pid 701", {"exec"}),
+        ("--path /bin/sh", {"exec"}),
+        ("--syscall execve", {"exec", "window"}),
+        ("--syscall socketcall", set()),
+        ("--address 10.0.0.0/8:443", set()),
+        ("--since 1970-01-01T00:33:21Z", {"exec"}),
+        ("--until 1970-01-01T00:33:20Z --kind exec", set()),
+        ("--since 10m", set()),
+    ],
+)
+def test_search_of_events(run, made, asked, kinds):
+    """The same is found in the store and in the recording it was made from."""
+    identity = alert_id(made)
+    stored = run("events", identity, *asked.split(), "--store", made / "store.db", "--json")
+    recorded = run(
+        "events", *asked.split(), "--recording", made / "attacked.db", "--json", "--limit", "100000"
+    )
+
+    assert (stored.status, recorded.status) == (0, 0)
+    assert {one["event"] for one in stored.objects} == kinds
+    without = [{name: value for name, value in one.items() if name != "alerts"} for one in stored.objects]
+    assert [one for one in without if one not in recorded.objects] == []
+
+
+def test_no_events(run, made, tmp_path):
+    """Nothing kept matches: that is said, in UTC, and is no failure; in JSON there is nothing."""
+    store = ["--store", made / "store.db", "--since", "2030-01-01T01:00+01:00"]
+
+    assert run("events", *store) == Ran(0, b"nothing kept matches (from 2030-01-01 00:00:00 UTC)\n", "")
+    assert run("events", *store, "--json") == Ran(0, b"", "")
+    assert run("events", "--recording", made / "normal.db", "--kind", "exec").out == b"nothing kept matches\n"
+    with Store(tmp_path / "empty.db", os.getuid(), write=True):
+        pass
+    assert run("events", "--store", tmp_path / "empty.db").out == b"nothing kept matches\n"
+
+
+def test_last_events(run, made):
+    """A limit shows the last ones, and says how many there are."""
+    ran = run("events", "--recording", made / "normal.db", "--limit", "2")
+
+    assert len(ran.text.splitlines()) == 4
+    assert "the last 2 of 240 events" in ran.text
+
+
+def test_events_of_a_log(run, tmp_path):
+    """Audit logs fill the store likewise; a second replay changes nothing."""
+    store = ["--store", tmp_path / "a.db"]
+    run("replay", WEBSHELL, *store)
+    first = run("events", *store, "--json")
+    run("replay", WEBSHELL, *store)
+
+    assert first.out == run("events", *store, "--json").out
+    assert {"exec", "syscall", "window"} <= {one["event"] for one in first.objects}
+    assert all(one["alerts"] for one in first.objects)
+
+
+def test_bounded_store(run, made, tmp_path):
+    """The configuration says how much is kept; what had to make room is said."""
+    config = tmp_path / "k.yml"
+    config.write_text("store: {max_events: 3, max_alerts: 1}")
+    store = ["--store", tmp_path / "a.db"]
+    run("replay", WEBSHELL, made / "attacked.db", *store, "--config", config)
+
+    assert len(run("events", *store, "--json").objects) == 3
+    assert "older ones had to make room (max_events)" in run("events", *store).text
+    assert "1 older one had to make room (max_alerts)" in run("alerts", *store).text
+
+
 def test_doctor(run):
     """Both forms agree, and --for answers for one purpose alone."""
     told = run("doctor", "--json")
@@ -756,7 +873,19 @@ def test_hostile_words(run, hostile, tmp_path, capsysbinary):
         run("explain", alert["id"], "--store", store),
         run("explain", alert["id"], "--store", store, "--json"),
     ]
+    searched = [
+        run("events", alert["id"], "--store", store),
+        run("events", alert["id"], "--store", store, "--json"),
+        run("events", "--store", store, "--path", "*/shadow"),
+        run("events", "--recording", hostile / "hostile.db"),
+        run("events", "--recording", hostile / "hostile.db", "--json"),
+    ]
 
+    for ran in searched:
+        assert ran.status == 0
+        assert b"[red]x[/red]" in ran.out
+        for raw in RAW:
+            assert raw not in ran.out, (raw, ran.out)
     for ran in shown:
         assert ran.status == 0
         for raw in RAW:
@@ -800,6 +929,7 @@ def test_pipes_get_whole_lines_without_escape_codes(run, made):
         ["replay", made / "attacked.db", "--model", made / "model"],
         ["alerts", "--store", made / "store.db"],
         ["explain", alert_id(made), "--store", made / "store.db"],
+        ["events", alert_id(made), "--store", made / "store.db"],
         ["doctor"],
     ):
         assert b"\x1b" not in run(*arguments).out
@@ -809,13 +939,14 @@ def test_pipes_get_whole_lines_without_escape_codes(run, made):
     assert paragraph["paragraph"] in run("explain", alert_id(made), "--store", made / "store.db").text
 
 
-@pytest.mark.parametrize("what", ["replay", "alerts", "explain", "doctor", "train"])
+@pytest.mark.parametrize("what", ["replay", "alerts", "explain", "events", "doctor", "train"])
 def test_on_a_terminal(made, tmp_path, what):
     """In 80 columns nothing is broken by the terminal itself; there are colours, unless NO_COLOR says otherwise."""
     arguments = {
         "replay": ["replay", made / "attacked.db"],
         "alerts": ["alerts", "--store", made / "store.db"],
         "explain": ["explain", alert_id(made), "--store", made / "store.db"],
+        "events": ["events", alert_id(made), "--store", made / "store.db"],
         "doctor": ["doctor"],
         "train": ["train", made / "normal.db", "--out", tmp_path / "model"],
     }[what]
