@@ -177,7 +177,8 @@ static __noinline __u32 class_of_path(struct scratch *s, __u32 at)
         at &= KS_DATA - 1;
         if (s->data[at] != '/')
                 return KS_CLASS_NONE;
-        __builtin_memcpy(s->prefix.path, &s->data[at], KS_PREFIX);
+        /* A plain copy of bytes that may start anywhere would go through the stack, one by one. */
+        bpf_probe_read_kernel(s->prefix.path, KS_PREFIX, &s->data[at]);
         s->prefix.bits = 8 * KS_PREFIX;
         class = bpf_map_lookup_elem(&prefixes, &s->prefix);
         return class ? *class : KS_CLASS_NONE;
@@ -363,8 +364,8 @@ static __always_inline void count_ignored(struct ks_counters *c, struct thread *
                 thread->excluded_calls++;
 }
 
-/* The call's arguments are wanted. */
-static __noinline int capture(struct bpf_raw_tracepoint_args *ctx, struct thread *thread, __u32 token, __u32 wanted)
+/* Keeps the arguments of a call that is wanted. */
+static __noinline int keep_call(struct bpf_raw_tracepoint_args *ctx, struct thread *thread, __u32 token, __u32 wanted)
 {
         struct task_struct *task = bpf_get_current_task_btf();
 
@@ -373,7 +374,7 @@ static __noinline int capture(struct bpf_raw_tracepoint_args *ctx, struct thread
         read_args(thread->call_args, (struct pt_regs *)ctx->args[0], token);
         if (wanted == KS_WANT_AT_ONCE && task->group_leader != task)
                 keep_process(task);
-        return send_call(SYS_ENTER, task, thread, FIRST);
+        return 0;
 }
 
 SEC("raw_tp/sys_enter")
@@ -425,8 +426,10 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
                 close_window(SYS_ENTER, c, bpf_get_current_task_btf(), thread, KS_CAUSE_FULL);
 
         want = bpf_map_lookup_elem(&captures, &token);
-        if (want && want->wanted)
-                capture(ctx, thread, token, want->wanted);
+        if (want && want->wanted) {
+                keep_call(ctx, thread, token, want->wanted);
+                send_call(SYS_ENTER, bpf_get_current_task_btf(), thread, FIRST);
+        }
         give_back(thread);
         return 0;
 }
