@@ -60,6 +60,16 @@ class PrivacyConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """The control socket."""
+
+    socket: str = ""
+    """Its path; empty: /run/ksentinel/control.sock for root, in $XDG_RUNTIME_DIR for others."""
+    group: str = "ksentinel"
+    """Whose members may ask."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All rooms' parts."""
 
@@ -67,6 +77,7 @@ class Config:
     incident: IncidentConfig = field(default_factory=IncidentConfig)
     rules: RulesConfig = field(default_factory=RulesConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
 
     @classmethod
     def from_dict(

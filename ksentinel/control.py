@@ -1,0 +1,750 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The daemon's control socket: requests and answers, a JSON line each; who may ask what; and asking.
+
+``docs/control.md`` is the protocol. The server is one thread of its own. Whatever a client does, the daemon's other
+threads don't wait for it: it takes turns, its memory, its time and the number of its connections are bounded, and this
+thread rests nine times as long as it worked.
+"""
+
+import os
+import selectors
+import signal
+import socket
+import struct
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import orjson
+
+from ksentinel.alert import when
+from ksentinel.endpoint import Endpoint
+from ksentinel.errors import HostError, InputError, KsentinelError, UsageError
+from ksentinel.printable import printable
+from ksentinel.store import to_json
+from ksentinel.trail import Trail
+
+VERSION = 1
+"""Of the protocol; one more whenever an older client or daemon would misunderstand."""
+
+_SO_PEERGROUPS = 59  # asm-generic/socket.h: x86 and arm64; Python has no name for it
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+_MOST_GROUPS = 256  # what Python's getsockopt has room for
+_LARGEST_ANSWER = 1 << 20
+_REST = 9.0
+_LONGEST_REST = 1.0
+_TICK = 5.0
+_ACCEPTS = 128  # a turn
+_REFUSED_EVERY = 60.0
+_DEEPEST = 8
+_DOCUMENTED = "docs/control.md has the protocol"
+_AGAIN = "try again"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end, as the kernel knew it when they connected; *groups* has the primary one, too."""
+
+    pid: int
+    uid: int
+    groups: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The group that may read; *gid* is None if this host has none of that name."""
+
+    name: str
+    gid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """May they, and if not: why not, and what can be done about it."""
+
+    allowed: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+def permit(peer: Peer, group: Group, owner: int, *, changes: bool) -> Permission:
+    """
+    Tell whether *peer* may ask for something that *changes* the daemon, or only reads.
+
+    Root may do both, and so may the daemon's *owner*, who could do as they like with it anyway (for a daemon of root
+    that is root again). Members of *group* may read. Nobody else may do anything.
+    """
+    if peer.uid in {0, owner}:
+        return Permission(True)
+    masters = "root" if owner == 0 else f"root and uid {owner}"
+    if changes:
+        return Permission(
+            False, f"only {masters} may change anything, and this is uid {peer.uid}", "use sudo"
+        )
+    if group.gid is not None and group.gid in peer.groups:
+        return Permission(True)
+    if group.gid is None:
+        remedy = f"there is no group {group.name} here for others: use sudo"
+        return Permission(False, f"only {masters} may ask, and this is uid {peer.uid}", remedy)
+    return Permission(
+        False,
+        f"only {masters} and members of group {group.name} may ask, and uid {peer.uid} is none",
+        f"use sudo; or usermod -aG {group.name} USER, and log in again",
+    )
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """
+    Return who connected, by SO_PEERCRED and SO_PEERGROUPS.
+
+    Of someone in more groups than Python has room for only the primary one counts: they may be refused, but nobody is
+    let in by that.
+    """
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(raw)
+    try:
+        more = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
+    except OSError:
+        more = b""
+    return Peer(pid, uid, frozenset({gid, *(number for (number,) in struct.iter_unpack("=I", more))}))
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """The arguments of a request that takes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """
+    A kind of request.
+
+    Attributes
+    ----------
+    handler
+        Is given the arguments and returns the answer, something that JSON can spell. It is called in the control
+        socket's thread, while the daemon's others go on: it must be thread safe. A `KsentinelError` that it raises is
+        the answer; another exception is counted, told, and an answer, too.
+    changes
+        Whether it changes the daemon. Then only root may, and the audit trail has it before it is done.
+    arguments
+        A dataclass: what comes with the request, beside ``version`` and ``request``.
+    """
+
+    handler: Callable[[Any], Any]
+    changes: bool
+    arguments: type = Nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """
+    What clients are held to.
+
+    Attributes
+    ----------
+    connections
+        At once; the surplus is closed with an answer that says so.
+    reserved
+        How many of those are kept for root: members of the group can't lock it out.
+    request_bytes
+        Of one line.
+    patience
+        Seconds for the rest of a request once it has begun, and for taking an answer.
+    idle
+        Seconds without a request after which a connection is closed.
+    """
+
+    connections: int = 64
+    reserved: int = 8
+    request_bytes: int = 64 << 10
+    patience: float = 5.0
+    idle: float = 60.0
+
+
+class _Connection:
+    """A client; what it is waited for to do is its *state*, named as the counter of those that didn't."""
+
+    __slots__ = ("closing", "deadline", "inbox", "outbox", "peer", "socket", "state")
+
+    def __init__(self, connection: socket.socket, peer: Peer) -> None:
+        self.socket = connection
+        self.peer = peer
+        self.inbox = b""
+        self.outbox = b""
+        self.closing = False
+        self.state = ""
+        self.deadline = 0.0
+
+    @property
+    def has_line(self) -> bool:
+        """Whether a whole request waits in the inbox."""
+        return b"\n" in self.inbox
+
+
+class Control:
+    """
+    The control socket, served by a thread of its own for as long as the ``with`` block lasts.
+
+    What handlers read must outlive the block.
+
+    Parameters
+    ----------
+    path
+        The socket's.
+    group
+        Whose members may read.
+    requests
+        What can be asked for, by name.
+    owner
+        The uid that the daemon runs as.
+    trail
+        Where changes are written down; needed if a request changes anything.
+    limits
+        What clients are held to.
+    tick
+        Is called every few seconds, in the same thread as the handlers.
+    tell
+        Is told, in words, about the first failure of each kind of request.
+    peer
+        Says who connected.
+    clock
+        Seconds, monotonic.
+    time_ns
+        Since the epoch: for the trail.
+
+    Attributes
+    ----------
+    open
+        How many connections there are.
+
+    Raises
+    ------
+    InputError
+        On entering: the socket can't be there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        group: Group,
+        requests: Mapping[str, Request],
+        *,
+        owner: int,
+        trail: Trail | None = None,
+        limits: Limits = Limits(),
+        tick: Callable[[], None] = lambda: None,
+        tell: Callable[[str], None] = lambda _said: None,
+        peer: Callable[[socket.socket], Peer] = peer_of,
+        clock: Callable[[], float] = time.monotonic,
+        time_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.path = path
+        self.group = group
+        self.requests = requests
+        self.owner = owner
+        self.trail = trail
+        self.limits = limits
+        self.tick = tick
+        self.tell = tell
+        self.peer = peer
+        self.clock = clock
+        self.time_ns = time_ns
+        self.open = 0
+        self._counts: Counter[str] = Counter()
+        self._stack = ExitStack()
+        self._stopping = threading.Event()
+        self._connections: set[_Connection] = set()
+        self._told: set[str] = set()
+        # By uid: when a refusal to change something was last written down, and how many were not since.
+        self._refusals: dict[int, tuple[float, int]] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            endpoint = stack.enter_context(Endpoint(self.path, self.group.gid, self.owner))
+            self._listener = endpoint.listener
+            self._selector = stack.enter_context(selectors.DefaultSelector())
+            waking, self._waker = (stack.enter_context(one) for one in socket.socketpair())
+            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._selector.register(waking, selectors.EVENT_READ)
+            self._next_tick = self.clock() + _TICK
+            self._accept_again = 0.0
+            thread = threading.Thread(target=self._run, name="control")
+            thread.start()
+            stack.callback(thread.join)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._waker.send(b"x")
+        self._stack.close()
+
+    def account(self) -> dict[str, int]:
+        """
+        Return the counters.
+
+        connections = open + left + idle + timed_out + slow + cut_off + faults + rejected + strangers;
+        requests = answered + malformed + refused + failed
+        """
+        connections = "left idle timed_out slow cut_off faults rejected strangers".split()
+        requests = "answered malformed refused failed".split()
+        others = "changes untrailed accept_failures".split()
+        return {
+            "connections": self._counts["connections"],
+            "open": self.open,
+            **{name: self._counts[name] for name in connections},
+            "requests": self._counts["requests"],
+            **{name: self._counts[name] for name in (*requests, *others)},
+        }
+
+    # The thread
+
+    def _run(self) -> None:
+        # Signals are the main thread's: one that came here would not wake it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            while not self._stopping.is_set():
+                began = self._turn()
+                self._stopping.wait(min(_REST * (self.clock() - began), _LONGEST_REST))
+        finally:  # nobody shall wait for an answer that doesn't come
+            self._listener.close()
+            for connection in list(self._connections):
+                self._end(connection, "left")
+
+    def _turn(self) -> float:
+        """Wait for something to do and do it, one step for each connection; returns when that began."""
+        ready = self._selector.select(self._timeout())
+        now = self.clock()
+        if now >= self._accept_again > 0:
+            self._accept_again = 0.0
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        if any(key.fileobj is self._listener for key, _ in ready):
+            self._accept(now)
+        # A line that came together with the one before it waits in the inbox, and nothing else will announce it.
+        turn = {key.data for key, _ in ready if key.data is not None}
+        turn.update(one for one in self._connections if one.has_line and not one.outbox)
+        for connection in turn:
+            self._step(connection, now)
+        for connection in [one for one in self._connections if one.deadline <= now]:
+            self._end(connection, connection.state)
+        if now >= self._next_tick:
+            self._next_tick = now + _TICK
+            try:
+                self.tick()
+            except Exception as error:  # noqa: BLE001 -- whoever asks is served all the same
+                self._tell("its regular task", error)
+        return now
+
+    def _timeout(self) -> float:
+        if any(one.has_line and not one.outbox for one in self._connections):
+            return 0.0
+        ends = [self._next_tick, *(one.deadline for one in self._connections)]
+        if self._accept_again:
+            ends.append(self._accept_again)
+        return max(min(ends) - self.clock(), 0.0)
+
+    def _accept(self, now: float) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                accepted, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError:  # no file descriptors left, or no memory: it would be announced again and again
+                self._counts["accept_failures"] += 1
+                self._selector.unregister(self._listener)
+                self._accept_again = now + _LONGEST_REST
+                return
+            self._counts["connections"] += 1
+            accepted.setblocking(False)
+            try:
+                connection = _Connection(accepted, self.peer(accepted))
+            except OSError:  # nobody is served of whom the kernel doesn't say who they are
+                self._counts["faults"] += 1
+                accepted.close()
+                continue
+            unwanted = self._unwanted(connection.peer)
+            if unwanted is not None:
+                counter, error = unwanted
+                self._counts[counter] += 1
+                with suppress(OSError), accepted:  # whether they wait for the reason is theirs
+                    accepted.send(_line(_error(error)))
+                continue
+            self._connections.add(connection)
+            self.open += 1
+            self._selector.register(accepted, selectors.EVENT_READ, connection)
+            self._wait(connection, now)
+
+    def _unwanted(self, peer: Peer) -> tuple[str, KsentinelError] | None:
+        """Return why *peer* can't be served, and what counts that."""
+        permission = permit(peer, self.group, self.owner, changes=False)
+        if not permission.allowed:
+            return "strangers", HostError(permission.reason, remedy=permission.remedy)
+        room = self.limits.connections
+        if peer.uid not in {0, self.owner}:
+            room -= self.limits.reserved
+        if self.open >= room:
+            return "rejected", HostError(
+                f"{self.open} connections are open already", remedy="try again in a minute"
+            )
+        return None
+
+    def _end(self, connection: _Connection, why: str) -> None:
+        self._counts[why] += 1
+        self._connections.discard(connection)
+        self.open -= 1
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+
+    def _step(self, connection: _Connection, now: float) -> None:
+        """Go on with one connection as far as it goes without waiting, by one request at most."""
+        answered = False
+        try:
+            if not connection.outbox and not connection.has_line and not self._receive(connection):
+                self._end(connection, "left")
+                return
+            if not connection.outbox:
+                answered = self._take(connection)
+            if connection.outbox:
+                connection.outbox = connection.outbox[connection.socket.send(connection.outbox) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._end(connection, "left")
+            return
+        except Exception as error:  # noqa: BLE001 -- one client's matter, whatever it is: the others go on
+            self._tell("a connection", error)
+            self._end(connection, "faults")
+            return
+        if connection.closing and not connection.outbox:
+            self._end(connection, "cut_off")
+        else:
+            self._wait(connection, now, anew=answered)
+
+    def _wait(self, connection: _Connection, now: float, *, anew: bool = True) -> None:
+        """Say what is waited for, and until when; only what is new gets new time."""
+        state = "slow" if connection.outbox else "timed_out" if connection.inbox else "idle"
+        if anew or state != connection.state:
+            connection.state = state
+            connection.deadline = now + (self.limits.idle if state == "idle" else self.limits.patience)
+            event = selectors.EVENT_WRITE if connection.outbox else selectors.EVENT_READ
+            self._selector.modify(connection.socket, event, connection)
+
+    def _receive(self, connection: _Connection) -> bool:
+        """Read what fits; returns whether they are still there."""
+        data = connection.socket.recv(self.limits.request_bytes + 1 - len(connection.inbox))
+        connection.inbox += data
+        return bool(data)
+
+    def _take(self, connection: _Connection) -> bool:
+        """Answer the first line in the inbox, if it is whole, or too long; returns whether it was."""
+        line, end, rest = connection.inbox.partition(b"\n")
+        if len(line) > self.limits.request_bytes:
+            self._counts["requests"] += 1
+            self._counts["malformed"] += 1
+            error = UsageError(
+                f"a request may have {self.limits.request_bytes} bytes, this has more", remedy=_DOCUMENTED
+            )
+            connection.inbox, connection.outbox, connection.closing = b"", _line(_error(error)), True
+            return True
+        if not end:
+            return False
+        connection.inbox = rest
+        connection.outbox = self._answer(line, connection.peer)
+        return True
+
+    def _answer(self, line: bytes, peer: Peer) -> bytes:
+        """Return the answer to a request, as a line."""
+        counter, plain = self._answer_plain(line, peer)
+        try:
+            told = _line(plain)
+            if len(told) > _LARGEST_ANSWER:
+                raise ValueError(f"an answer of {len(told)} bytes")  # noqa: TRY301
+        except Exception as error:  # noqa: BLE001 -- whatever a handler made of it
+            counter, told = "failed", _line(_error(self._fault("an answer", error)))
+        self._counts["requests"] += 1
+        self._counts[counter] += 1
+        return told
+
+    def _answer_plain(self, line: bytes, peer: Peer) -> tuple[str, dict[str, Any]]:
+        """Return what counts a request, and its answer."""
+        try:
+            name, given = understand(line, self.requests)
+        except UsageError as error:
+            return "malformed", _error(error)
+        request = self.requests[name]
+        permission = permit(peer, self.group, self.owner, changes=request.changes)
+        if not permission.allowed:
+            self._refused(name, peer)
+            return "refused", _error(HostError(permission.reason, remedy=permission.remedy))
+        if request.changes:
+            return self._change(name, request, given, peer)
+        return self._call(name, request, given)
+
+    def _call(self, name: str, request: Request, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        try:
+            arguments = arguments_of(name, request.arguments, given)
+        except UsageError as error:
+            return "malformed", _error(error)
+        try:
+            answer = request.handler(arguments)
+        except KsentinelError as error:
+            return "failed", _error(error)
+        except Exception as error:  # noqa: BLE001 -- the client is told, the operator, and the counter
+            return "failed", _error(self._fault(name, error))
+        return "answered", {"version": VERSION, "ok": True, "answer": answer}
+
+    def _change(
+        self, name: str, request: Request, given: dict[str, Any], peer: Peer
+    ) -> tuple[str, dict[str, Any]]:
+        """Call what changes something, between two lines in the trail: without the first it isn't done."""
+        try:
+            self._write(name, peer, "begun", arguments=given)
+        except KsentinelError as error:
+            return "refused", _error(
+                HostError(f"{name} was not done, the audit trail can't have it: {error}", remedy=error.remedy)
+            )
+        self._counts["changes"] += 1
+        counter, plain = self._call(name, request, given)
+        try:
+            self._write(name, peer, "done" if plain["ok"] else plain["error"], arguments=given)
+        except KsentinelError as error:
+            self._counts["untrailed"] += 1
+            plain["warning"] = f"the audit trail has the beginning of this, and not its outcome: {error}"
+        return counter, plain
+
+    def _refused(self, name: str, peer: Peer) -> None:
+        """Write down who tried to change something and may not: once a minute each, or they could fill the disk."""
+        now = self.clock()
+        last, untold = self._refusals.get(peer.uid, (now - _REFUSED_EVERY, 0))
+        if now - last < _REFUSED_EVERY:
+            self._refusals[peer.uid] = (last, untold + 1)
+            return
+        self._refusals[peer.uid] = (now, 0)
+        try:
+            self._write(name, peer, "refused", more_since_last=untold)
+        except KsentinelError:
+            self._counts["untrailed"] += 1
+
+    def _write(self, name: str, peer: Peer, outcome: str, **more: Any) -> None:
+        if self.trail is None:
+            raise HostError("this daemon keeps none", remedy="it is kept beside the store")
+        time = when(self.time_ns())
+        about = {"time": time, "uid": peer.uid, "pid": peer.pid, "request": name, "outcome": outcome}
+        self.trail.write(about | more)
+
+    def _fault(self, what: str, error: Exception) -> HostError:
+        self._tell(what, error)
+        return HostError(f"{what} failed: {_named(error)}", remedy="please report this")
+
+    def _tell(self, what: str, error: Exception) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            self.tell(f"control socket: {what} failed: {_named(error)} ({where.filename}:{where.lineno})")
+
+
+def understand(line: bytes, requests: Collection[str]) -> tuple[str, dict[str, Any]]:
+    """
+    Return which of *requests* a line asks for, and what it gives with it.
+
+    Raises
+    ------
+    UsageError
+        If it is none.
+
+    Examples
+    --------
+    >>> understand(b'{"version": 1, "request": "status"}', ["status"])
+    ('status', {})
+    """
+    try:
+        plain = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"a request is a line of JSON, this is none: {error}", remedy=_DOCUMENTED) from None
+    if not isinstance(plain, dict):
+        raise UsageError("a request is a JSON object, this is another value", remedy=_DOCUMENTED)
+    if _deeper(plain, _DEEPEST):
+        raise UsageError(f"a request nests no deeper than {_DEEPEST} levels", remedy=_DOCUMENTED)
+    version = plain.pop("version", None)
+    if type(version) is not int or version != VERSION:
+        raise UsageError(
+            f"this daemon speaks version {VERSION} of the protocol, not {_shown(version)}",
+            remedy="use the ksentinel that runs here",
+        )
+    name = plain.pop("request", None)
+    if not isinstance(name, str) or name not in requests:
+        raise UsageError(
+            f"there is no request {_shown(name)}", remedy=f"there are: {', '.join(sorted(requests))}"
+        )
+    return name, plain
+
+
+def arguments_of(name: str, kind: type, given: Mapping[str, Any]) -> Any:
+    """
+    Return what was *given* with the request *name* as the dataclass that it takes.
+
+    Raises
+    ------
+    UsageError
+        If something is missing, of the wrong type, or not asked for.
+
+    Examples
+    --------
+    >>> arguments_of("status", Nothing, {"verbose": True})
+    Traceback (most recent call last):
+        ...
+    ksentinel.errors.UsageError: status takes no 'verbose' (it takes nothing)
+    """
+    known = [field.name for field in fields(kind)]
+    takes = f"it takes {', '.join(known) or 'nothing'}"
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise UsageError(f"{name} takes no {_shown(unknown[0])}", remedy=takes)
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{name}: {printable(str(error), 200)}", remedy=takes) from None
+
+
+def ask(
+    path: Path,
+    request: str,
+    *,
+    trusted: Collection[int],
+    seconds: float = 10.0,
+    clock: Callable[[], float] = time.monotonic,
+    **arguments: Any,
+) -> Any:
+    """
+    Return what the daemon at *path* answers to a request.
+
+    Parameters
+    ----------
+    trusted
+        The uids whose answers are believed.
+    seconds
+        For all of it.
+
+    Raises
+    ------
+    HostError
+        If nobody answers, or the daemon says no: with its reason and remedy.
+    InputError
+        If something else stands there, or answers.
+    """
+    end = clock() + seconds
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(seconds)
+        try:
+            connection.connect(os.fsencode(path))
+        except OSError as error:
+            raise _nobody(path, error) from None
+        uid = peer_of(connection).uid
+        if uid not in trusted:
+            raise InputError(
+                f"is served by uid {uid}, who may tell anything", at=path, remedy="name another by --control"
+            )
+        line = _line({"version": VERSION, "request": request, **arguments})
+        answer = b""
+        try:
+            # One that refuses to listen has said why before it closed.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.sendall(line)
+            while not answer.endswith(b"\n") and len(answer) <= _LARGEST_ANSWER:
+                connection.settimeout(max(end - clock(), 0.001))
+                data = connection.recv(1 << 16)
+                if not data:
+                    break
+                answer += data
+        except TimeoutError:
+            raise HostError(
+                f"doesn't answer within {seconds:g} s", at=path, remedy="it may be busy: try again"
+            ) from None
+        except OSError as error:
+            raise HostError(f"ended without an answer: {error.strerror}", at=path, remedy=_AGAIN) from None
+    return _answered(answer, path)
+
+
+def _answered(line: bytes, path: Path) -> Any:
+    if not line.endswith(b"\n"):
+        raise HostError("ended without an answer", at=path, remedy=_AGAIN)
+    try:
+        plain = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        plain = None
+    if not isinstance(plain, dict) or type(plain.get("version")) is not int:
+        raise InputError("answers, but not as ksentinel does", at=path, remedy="name another by --control")
+    if plain["version"] != VERSION:
+        raise InputError(
+            f"speaks version {plain['version']} of the protocol, this is {VERSION}",
+            at=path,
+            remedy="use the ksentinel that runs here",
+        )
+    if plain.get("ok") is not True:
+        raise HostError(str(plain.get("error", "")), at=path, remedy=str(plain.get("remedy", "")))
+    return plain.get("answer")
+
+
+def _nobody(path: Path, error: OSError) -> KsentinelError:
+    """Return what it means that one can't connect."""
+    start = "start one by `ksentinel monitor`, or name its socket by --control"
+    if isinstance(error, FileNotFoundError):
+        return HostError("no ksentinel is running here", at=path, remedy=start)
+    if isinstance(error, ConnectionRefusedError):
+        if path.is_socket():
+            return HostError("the ksentinel that listened here has ended", at=path, remedy=start)
+        return InputError("is no socket", at=path, remedy=start)
+    if isinstance(error, PermissionError):
+        return HostError(
+            "may not be opened: root may, and members of its group",
+            at=path,
+            remedy="use sudo, or see docs/control.md",
+        )
+    if isinstance(error, TimeoutError | BlockingIOError):
+        return HostError("doesn't answer: too many are asking", at=path, remedy=_AGAIN)
+    return InputError(f"can't be asked: {error.strerror or error}", at=path, remedy=start)
+
+
+def _error(error: KsentinelError) -> dict[str, Any]:
+    at = "" if error.at is None else f"{error.at}: "
+    return {"version": VERSION, "ok": False, "error": f"{at}{error.what}", "remedy": error.remedy}
+
+
+def _line(plain: dict[str, Any]) -> bytes:
+    return to_json(plain) + b"\n"
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {printable(str(error), 200)}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as an error may repeat it: a short one as it is, of others the kind."""
+    if isinstance(value, str | int | float | None):
+        return printable(repr(value), 60)
+    return "an object" if isinstance(value, dict) else "a list"
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Tell whether *value* nests deeper than that; without recursion, which it could exhaust."""
+    layer = [value]
+    for _ in range(levels + 1):
+        nested = [one for one in layer if isinstance(one, dict | list)]
+        if not nested:
+            return False
+        layer = [inner for one in nested for inner in (one.values() if isinstance(one, dict) else one)]
+    return True
