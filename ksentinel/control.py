@@ -3,8 +3,8 @@
 The daemon's control socket: requests and answers, a JSON line each; who may ask what; and asking.
 
 ``docs/control.md`` is the protocol. The server is one thread of its own. Whatever a client does, the daemon's other
-threads don't wait for it: it takes turns, its memory, its time and the number of its connections are bounded, and this
-thread rests nine times as long as it worked.
+threads don't wait for it: connections, their memory and their time are bounded, and this thread rests nine times as
+long as it worked.
 """
 
 import os
@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 import traceback
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
@@ -40,10 +40,12 @@ _SO_PEERGROUPS = 59  # asm-generic/socket.h: x86 and arm64; Python has no name f
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _MOST_GROUPS = 256  # what Python's getsockopt has room for
 _LARGEST_ANSWER = 1 << 20
-_REST = 9.0
+_TURN = 0.05  # seconds of work, then it rests
+_REST = 9.0  # times as long as it worked
 _LONGEST_REST = 1.0
 _TICK = 5.0
 _ACCEPTS = 128  # a turn
+_SHORTEST = 0.001  # seconds: 0 would mean not to wait at all
 _REFUSED_EVERY = 60.0
 _DEEPEST = 8
 _DOCUMENTED = "docs/control.md has the protocol"
@@ -263,7 +265,8 @@ class Control:
         self._counts: Counter[str] = Counter()
         self._stack = ExitStack()
         self._stopping = threading.Event()
-        self._connections: set[_Connection] = set()
+        # Whose turn it was goes to the end.
+        self._connections: dict[_Connection, None] = {}
         self._told: set[str] = set()
         # By uid: when a refusal to change something was last written down, and how many were not since.
         self._refusals: dict[int, tuple[float, int]] = {}
@@ -333,11 +336,16 @@ class Control:
         if any(key.fileobj is self._listener for key, _ in ready):
             self._accept(now)
         # A line that came together with the one before it waits in the inbox, and nothing else will announce it.
-        turn = {key.data for key, _ in ready if key.data is not None}
-        turn.update(one for one in self._connections if one.has_line and not one.outbox)
-        for connection in turn:
+        announced = {key.data for key, _ in ready}
+        turn = deque(c for c in self._connections if c in announced or (c.has_line and not c.outbox))
+        end = self.clock() + _TURN
+        while turn and self.clock() < end:
+            connection = turn.popleft()
+            del self._connections[connection]
+            self._connections[connection] = None
             self._step(connection, now)
-        for connection in [one for one in self._connections if one.deadline <= now]:
+        # Those whose turn didn't come this time have kept theirs.
+        for connection in [c for c in self._connections if c.deadline <= now and c not in turn]:
             self._end(connection, connection.state)
         if now >= self._next_tick:
             self._next_tick = now + _TICK
@@ -383,7 +391,7 @@ class Control:
                 with suppress(OSError), accepted:  # whether they wait for the reason is theirs
                     accepted.send(_line(_error(error)))
                 continue
-            self._connections.add(connection)
+            self._connections[connection] = None
             self.open += 1
             self._selector.register(accepted, selectors.EVENT_READ, connection)
             self._wait(connection, now)
@@ -404,7 +412,7 @@ class Control:
 
     def _end(self, connection: _Connection, why: str) -> None:
         self._counts[why] += 1
-        self._connections.discard(connection)
+        del self._connections[connection]
         self.open -= 1
         self._selector.unregister(connection.socket)
         connection.socket.close()
@@ -648,7 +656,9 @@ def ask(
     """
     end = clock() + seconds
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(seconds)
+        # Python's own time-out doesn't wait at all where others wait to be accepted; the kernel's does.
+        limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         try:
             connection.connect(os.fsencode(path))
         except OSError as error:
@@ -660,12 +670,13 @@ def ask(
             )
         line = _line({"version": VERSION, "request": request, **arguments})
         answer = b""
+        connection.settimeout(max(end - clock(), _SHORTEST))
         try:
             # One that refuses to listen has said why before it closed.
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(line)
             while not answer.endswith(b"\n") and len(answer) <= _LARGEST_ANSWER:
-                connection.settimeout(max(end - clock(), 0.001))
+                connection.settimeout(max(end - clock(), _SHORTEST))
                 data = connection.recv(1 << 16)
                 if not data:
                     break

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ksentinel.config import CollectorConfig, Config, IncidentConfig, PrivacyConfig, RulesConfig
+from ksentinel.config import (
+    CollectorConfig,
+    Config,
+    ControlConfig,
+    IncidentConfig,
+    PrivacyConfig,
+    RulesConfig,
+)
 from ksentinel.errors import ConfigError
 
 WHOLE = """\
@@ -23,6 +30,9 @@ rules:
   paths: [/etc/rules, more.yml]
 privacy:
   redact: false
+control:
+  socket: /run/k/k.sock
+  group: wheel
 """
 
 
@@ -45,6 +55,7 @@ def test_whole(load):
         IncidentConfig(10.0, 20.5, 30.0),
         RulesConfig(("/etc/rules", "more.yml")),
         PrivacyConfig(redact=False),
+        ControlConfig("/run/k/k.sock", "wheel"),
     )
 
 
@@ -64,7 +75,7 @@ def test_part(load):
     [
         (
             "incidents: {}",
-            r"k\.yml:1:1: has no section incidents \(it has collector, incident, rules, privacy\)",
+            r"k\.yml:1:1: has no section incidents \(it has collector, incident, rules, privacy, control\)",
         ),
         (
             "incident:\n  agree_second: 5",
