@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,7 @@ from ksentinel.control import (
     understand,
 )
 from ksentinel.errors import HostError, InputError, KsentinelError, UsageError
+from ksentinel.status import ModelStatus, Status, Usage
 from ksentinel.trail import Trail
 
 OWN = os.getuid()
@@ -814,6 +815,45 @@ def test_any_bytes(running, sent, reads, resets):
                 assert answers == b"" or answers.endswith(b"\n")
 
     assert ask(running, "status", trusted={OWN}) == {"fine": True}
+
+
+# What the documentation says
+
+
+def test_documented_examples(serve, path, trail):
+    """The requests on the page are understood, and answers look like those there."""
+    serve()
+    lines = re.findall(r"^    (\{.*\})$", DOCS.read_text(), re.MULTILINE)
+    asked, done, wrong, changed = (json.loads(line) for line in lines)
+    with Client(path) as client:
+        client.send(asked)
+        assert client.answer().keys() == done.keys()
+        refused = client.ask("stats")
+        client.ask("dial", number=1)
+
+    assert refused.keys() == wrong.keys()
+    assert refused["error"] == wrong["error"]
+    assert entries(trail)[0].keys() == changed.keys()
+
+
+def test_documented_names(daemon, path):
+    """Every field of a status and every counter is explained, and the limits are those on the page."""
+    text = DOCS.read_text()
+    of_status = [one.name for kind in (Status, ModelStatus, Usage) for one in fields(kind)]
+    counters = Control(path, GROUP, daemon.requests(), owner=OWN).account()
+    known = {word.lower() for word in re.findall(r"\w+", text)}
+    known |= {words.replace(" ", "_").lower() for words in re.findall(r"\*([A-Za-z ]+)\*", text)}
+    limits = Limits()
+
+    assert [name for name in (*of_status, *counters) if name not in known] == []
+    for said in (
+        f"{limits.request_bytes >> 10} KiB a request",
+        f"{limits.patience:g} seconds from the first byte",
+        f"{limits.patience:g} seconds to take an answer",
+        f"{limits.idle:g} seconds without a request",
+        f"{limits.connections} connections, the last {limits.reserved} of them for root",
+    ):
+        assert said in text
 
 
 # The audit trail
