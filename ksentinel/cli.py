@@ -436,7 +436,7 @@ class _Losses:
 @app.command()
 def status(control: ControlFile = None, json: Json = False) -> None:
     """Ask a running monitor how it is: what it watches with, what it has seen and lost, what it costs."""
-    from ksentinel.control import ask
+    from ksentinel.protocol import ask
     from ksentinel.report import status_table
     from ksentinel.status import Status
 

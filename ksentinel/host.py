@@ -189,7 +189,8 @@ def control(
     """Answer what the control socket is asked, meanwhile; raises InputError if it can't be there."""
     from dataclasses import asdict
 
-    from ksentinel.control import Control, Group, Request
+    from ksentinel.control import Control
+    from ksentinel.protocol import Group, Request
     from ksentinel.status import Meter, Status
     from ksentinel.trail import Trail
 

@@ -15,7 +15,7 @@ TESTS = ROOT / "tests"
 # they do: `normalize` reads the records of `sources`, and explanations are of alerts, so `explain` comes after `alert`.
 ROOMS = (
     "errors printable level event syscalls codec shipped config window bpf support sources normalize detectors rules "
-    "verdict alert incident recording streams explain store sinks endpoint trail control status pipeline training "
+    "verdict alert incident recording streams explain store sinks endpoint trail protocol control status pipeline training "
     "report host cli"
 ).split()
 

@@ -32,7 +32,7 @@ import ksentinel
 from ksentinel import cli, pipeline, training
 from ksentinel.cli import main, parse_duration
 from ksentinel.config import Config
-from ksentinel.control import Control, Group, Request
+from ksentinel.control import Control
 from ksentinel.errors import UsageError
 from ksentinel.event import ExecEvent, Origin, Process, ProcessKey, SyscallEvent
 from ksentinel.host import (
@@ -44,6 +44,7 @@ from ksentinel.host import (
     memory_bytes,
     socket_to_ask,
 )
+from ksentinel.protocol import Group, Request
 from ksentinel.recording import Reader, Writer
 from ksentinel.store import Store
 
