@@ -80,6 +80,10 @@ Uids = Annotated[
     list[str] | None,
     typer.Option("--uid", metavar="USER", help="Watch only this user's processes (repeatable)."),
 ]
+ControlFile = Annotated[
+    Path | None,
+    typer.Option("--control", metavar="FILE", readable=False, help="The daemon's control socket."),
+]
 Duration = Annotated[
     str | None, typer.Option("--for", metavar="TIME", help="Stop by itself after, e.g., 90s, 10m, 2h.")
 ]
@@ -380,6 +384,8 @@ def monitor(
     exe: Exes = None,
     pid: Pids = None,
     uid: Uids = None,
+    control: ControlFile = None,
+    no_control: Annotated[bool, typer.Option("--no-control", help="Have no control socket.")] = False,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
@@ -397,6 +403,7 @@ def monitor(
         from ksentinel.detectors import artifact
 
         table = artifact.load_kernel(model, arch=platform.machine(), uid=host.user())
+    socket = _socket(settings, control, off=no_control)
     pipeline = _pipeline(settings, rules, model, arch=platform.machine())
     with ExitStack() as stack:
         stop = stack.enter_context(host.stopping(seconds))
@@ -412,6 +419,12 @@ def monitor(
         losses = _Losses()
         pipeline.on_loss = losses.add
         alone = " by rules alone (no --model)" if model is None else ""
+        if socket is not None:
+            stack.enter_context(
+                host.control(settings, socket, stream, pipeline, model=model, store=kept, tell=_status)
+            )
+        elif not no_control:
+            _status("no control socket: XDG_RUNTIME_DIR is not set (name one by --control)")
         _status(
             f"watching{alone}"
             + ("" if seconds is None else f" for {seconds:g} s")
@@ -440,6 +453,19 @@ class _Losses:
                 f"{self._untold:,} records lost: this host does more than can be watched, alerts may be missing"
             )
             self._untold, self._told = 0, now
+
+
+@app.command()
+def status(control: ControlFile = None, json: Json = False) -> None:
+    """Ask a running monitor how it is: what it watches with, what it has seen and lost, what it costs."""
+    from ksentinel.protocol import ask
+    from ksentinel.report import status_table
+    from ksentinel.status import Status
+
+    path = control or host.socket_to_ask()
+    plain = ask(path, "status", trusted={0, host.user()})
+    told = Status.from_plain(plain, path)
+    _print_json(plain) if json else status_table(told)
 
 
 @app.command()
@@ -588,6 +614,15 @@ def parse_duration(text: str | None) -> float | None:
     if not 0 < seconds < 10 * 365 * 86400:
         raise UsageError(f"--for {text!r} is no duration", remedy="say 90s, 10m or 2h")
     return seconds
+
+
+def _socket(settings: Config, named: Path | None, *, off: bool) -> Path | None:
+    """Return where the control socket is to be; None if there is to be none."""
+    if named is not None and off:
+        raise UsageError("--control and --no-control exclude each other", remedy="say one of them")
+    if off:
+        return None
+    return named or (Path(settings.control.socket) if settings.control.socket else host.default_socket())
 
 
 def _config(path: Path | None) -> Config:

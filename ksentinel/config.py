@@ -75,6 +75,16 @@ class StoreConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """The control socket."""
+
+    socket: str = ""
+    """Its path; empty: /run/ksentinel/control.sock for root, in $XDG_RUNTIME_DIR for others."""
+    group: str = "ksentinel"
+    """Whose members may ask."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All rooms' parts."""
 
@@ -83,6 +93,7 @@ class Config:
     rules: RulesConfig = field(default_factory=RulesConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
 
     @classmethod
     def from_dict(

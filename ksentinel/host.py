@@ -5,9 +5,12 @@ The host, as the rooms are handed it: its clock, its user, its signals, its live
 With `cli` the only place that asks for any of these.
 """
 
+import grp
 import os
 import platform
 import pwd
+import re
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +25,7 @@ from ksentinel.config import Config
 from ksentinel.errors import InputError, UsageError
 
 SYSTEM_STORE = Path("/var/lib/ksentinel/alerts.db")
+SYSTEM_SOCKET = Path("/run/ksentinel/control.sock")
 
 
 def default_store() -> Path:
@@ -49,6 +53,20 @@ def store_to_read() -> Path:
             remedy=f"what root has monitored is in {SYSTEM_STORE}: use sudo; or name one by --store",
         )
     return path
+
+
+def default_socket() -> Path | None:
+    """Return where the daemon can be asked: system-wide for root; None for others who have no XDG_RUNTIME_DIR."""
+    if os.geteuid() == 0:
+        return SYSTEM_SOCKET
+    folder = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    return folder / "ksentinel" / SYSTEM_SOCKET.name if folder.is_absolute() else None
+
+
+def socket_to_ask() -> Path:
+    """Return `default_socket` if there is one, the system's otherwise: members of its group may ask there."""
+    path = default_socket()
+    return path if path is not None and path.exists() else SYSTEM_SOCKET
 
 
 def user() -> int:
@@ -231,3 +249,100 @@ def user_id(name: str) -> int:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
         raise UsageError(f"--uid {name!r}: there is no such user", remedy="say a name or a number") from None
+
+
+@contextmanager
+def control(
+    settings: Config,
+    path: Path,
+    stream: Any,
+    pipeline: Any,
+    *,
+    model: Path | None,
+    store: Path,
+    tell: Callable[[str], None],
+) -> Iterator[None]:
+    """Answer what the control socket is asked, meanwhile; raises InputError if it can't be there."""
+    from dataclasses import asdict
+
+    from ksentinel.control import Control
+    from ksentinel.protocol import Group, Request
+    from ksentinel.status import Meter, Status
+    from ksentinel.trail import Trail
+
+    meter = Meter(time.monotonic, cpu_seconds, memory_bytes)
+    since_ns, since = time.time_ns(), time.monotonic()
+    about = None if model is None else model_status(model)
+
+    def status(_arguments: Any) -> dict[str, Any]:
+        told = Status(
+            version=ksentinel.__version__,
+            pid=os.getpid(),
+            mode="monitor",
+            since_ns=since_ns,
+            seconds=round(time.monotonic() - since, 3),
+            model=about,
+            rules=len(pipeline.rules),
+            store=str(store),
+            lost=stream.lost(),
+            account=stream.account(),
+            walk=pipeline.account(),
+            control=asked.account(),
+            usage=meter.usage(),
+        )
+        return asdict(told)
+
+    asked = Control(
+        path,
+        Group(settings.control.group, group_id(settings.control.group)),
+        {"status": Request(status, changes=False)},
+        owner=os.geteuid(),
+        trail=Trail(store.parent / "changes.jsonl", os.geteuid()),
+        tick=meter.sample,
+        tell=tell,
+    )
+    with asked:
+        yield
+
+
+def group_id(name: str) -> int | None:
+    """Return a group's number; None if there is none, or if this user can't give files to it."""
+    try:
+        gid = grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+    return gid if os.geteuid() == 0 or gid in os.getgroups() else None
+
+
+def model_status(folder: Path) -> Any:
+    """Return what the model in *folder* says of itself; raises ModelError."""
+    from ksentinel.detectors.artifact import read_manifest
+    from ksentinel.status import ModelStatus
+
+    known = read_manifest(folder, uid=user()).facts
+    return ModelStatus(
+        path=str(folder),
+        written_ns=(folder / "manifest.json").stat().st_mtime_ns,
+        host=known.host,
+        kernel=known.kernel,
+        recordings=tuple(recording.name for recording in known.recordings),
+        windows=known.fit,
+        executables=len(known.executables),
+    )
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process so far, all threads, user and system."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def memory_bytes() -> tuple[int, int]:
+    """
+    Return this process's resident memory and its peak.
+
+    Not ru_maxrss: it begins with what the process was before exec, whoever that was.
+    """
+    found = re.findall(r"^(VmRSS|VmHWM):\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    kilobytes = {name: int(number) for name, number in found}
+    return kilobytes["VmRSS"] << 10, kilobytes["VmHWM"] << 10

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The walk of an event, top to bottom: the one module that joins the rooms, and the counters."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -55,6 +56,8 @@ class Pipeline:
         self.on_loss = on_loss
         self.flight = flight
         self.counts: Counter[str] = Counter()
+        # What adds up is counted at once: another thread may ask for the account at any time.
+        self._counting = threading.Lock()
 
     def walk(self, stream: Stream) -> Iterator[Alert]:
         """
@@ -92,7 +95,11 @@ class Pipeline:
             self.flight.flush()
 
     def account(self) -> dict[str, int]:
-        """Return the counters: items = events + windows; windows = windows_scored + windows_unscored."""
+        """
+        Return the counters: items = events + windows; windows = windows_scored + windows_unscored.
+
+        Thread safe, and the sums are equal at any time.
+        """
         names = (
             "items",
             "events",
@@ -106,22 +113,23 @@ class Pipeline:
             "revisions",
         )
         flight = {} if self.flight is None else self.flight.account()
-        return {name: self.counts[name] for name in names} | flight
+        with self._counting:
+            return {name: self.counts[name] for name in names} | flight
 
     def _assess(self, batch: list[Item]) -> list[Anomaly | None]:
         """Return what the model says of each window of *batch*, None where it has no say."""
         windows = [item for item in batch if isinstance(item, Window)]
-        self.counts["items"] += len(batch)
-        self.counts["windows"] += len(windows)
-        self.counts["events"] += len(batch) - len(windows)
-        if self.model is None:
-            self.counts["windows_unscored"] += len(windows)
-            return [None] * len(windows)
         # A model of one collector's windows has no say in another's: audit sees the calls its rules name, not all.
-        fitting = [window for window in windows if window.origin == self.model.origin]
-        self.counts["windows_scored"] += len(fitting)
-        self.counts["windows_unscored"] += len(windows) - len(fitting)
-        self.counts["tokens_scored"] += sum(len(window.tokens) for window in fitting)
+        fitting = [w for w in windows if self.model is not None and w.origin == self.model.origin]
+        with self._counting:
+            self.counts["items"] += len(batch)
+            self.counts["windows"] += len(windows)
+            self.counts["events"] += len(batch) - len(windows)
+            self.counts["windows_scored"] += len(fitting)
+            self.counts["windows_unscored"] += len(windows) - len(fitting)
+            self.counts["tokens_scored"] += sum(len(window.tokens) for window in fitting)
+        if self.model is None:
+            return [None] * len(windows)
         assessed = iter(self.model.assess(fitting))
         return [next(assessed) if window.origin == self.model.origin else None for window in windows]
 

@@ -17,6 +17,7 @@ from ksentinel.explain.event import in_words
 from ksentinel.flight import Flown, Phase
 from ksentinel.printable import printable
 from ksentinel.search import Found, Results
+from ksentinel.status import Status
 from ksentinel.support import Support
 from ksentinel.syscalls import CLASSES
 from ksentinel.verdict import p_text
@@ -30,6 +31,7 @@ STYLES = {
 }
 _BAR = 24
 _LONGEST_EVENT = 1000
+_MINUTE = 60.0
 _ENDLESS = 100_000
 """Width of what is no terminal: files and pipes get whole lines, for grep."""
 
@@ -62,6 +64,12 @@ _SUMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("audit lines", ("lines",), ("lines_in_events", "malformed", "pending")),
     ("items", ("items",), ("events", "windows")),
     ("windows", ("windows",), ("windows_scored", "windows_unscored")),
+    (
+        "connections",
+        ("connections",),
+        ("open", "left", "idle", "timed_out", "slow", "cut_off", "faults", "rejected", "strangers"),
+    ),
+    ("requests", ("requests",), ("answered", "malformed", "refused", "failed")),
 )
 _LOSSES = (
     "dropped",
@@ -297,8 +305,54 @@ def _flown(flown: Flown, command: str) -> str:
     return f"{told}: {command}"
 
 
-def account_table(account: Mapping[str, float], title: str = "Accounting") -> None:
-    """Print counters: first what must add up, then the others, at last those at zero in one line."""
+def status_table(status: Status) -> None:
+    """Print what a running daemon says of itself."""
+    from ksentinel.alert import when
+
+    out = console()
+    model = status.model
+    usage = status.usage
+    about = "none: rules alone"
+    if model is not None:
+        where = ", ".join(part for part in (model.host, model.kernel) if part) or "a host it doesn't name"
+        about = (
+            f"{model.path}, written {when(model.written_ns)[:19].replace('T', ' ')} UTC; trained on {where}: "
+            f"{model.windows:,} windows of {model.executables:,} executables"
+        )
+    lately = (
+        "the last minute" if usage.lately_seconds >= _MINUTE else f"the last {usage.lately_seconds:.0f} s"
+    )
+    rows = {
+        "version": status.version,
+        "process": status.pid,
+        "mode": status.mode,
+        "since": f"{when(status.since_ns)[:19].replace('T', ' ')} UTC, for {_span_of(status.seconds)}",
+        "model": about,
+        "rules": status.rules,
+        "store": status.store,
+        "cpu": f"{usage.cpu_share:.1%} of a core since then, {usage.cpu_share_lately:.1%} over {lately}",
+        "memory": f"{_megabytes(usage.memory_bytes)}, at its peak {_megabytes(usage.memory_peak_bytes)}",
+        "lost": f"{status.lost:,} records",
+    }
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        style = "bold red" if name == "lost" and status.lost else ""
+        _hang(out, Text(f"{name:{width}}  ", "bold") + plain(value, style=style), width + 2)
+    out.print()
+    account_table(status.account, live=True)
+    account_table(status.walk, title="The walk", live=True)
+    account_table(status.control, title="The control socket", live=True)
+
+
+def account_table(account: Mapping[str, float], title: str = "Accounting", *, live: bool = False) -> None:
+    """
+    Print counters: first what must add up, then the others, at last those at zero in one line.
+
+    Parameters
+    ----------
+    live
+        They were read while all went on: what a sum lacks was on its way from one counter to the other.
+    """
     out = console()
     out.print(Text(title, "bold"))
     width = max((len(_number(value)) for value in account.values()), default=0)
@@ -307,7 +361,7 @@ def account_table(account: Mapping[str, float], title: str = "Accounting") -> No
         if all(name in account for name in (*wholes, *parts)):
             shown.update(wholes, parts)
             if any(account[name] for name in (*wholes, *parts)):
-                _hang(out, _sum(account, width, label, wholes, parts), width + 4)
+                _hang(out, _sum(account, width, label, wholes, parts, live=live), width + 4)
     rest = {name: value for name, value in account.items() if name not in shown}
     for name, value in rest.items():
         if value:
@@ -384,15 +438,24 @@ def _hang(out: Console, text: Text, indent: int, first: int = 0) -> None:
 
 
 def _sum(
-    account: Mapping[str, float], width: int, label: str, wholes: Sequence[str], parts: Sequence[str]
+    account: Mapping[str, float],
+    width: int,
+    label: str,
+    wholes: Sequence[str],
+    parts: Sequence[str],
+    *,
+    live: bool,
 ) -> Text:
     whole = sum(account[name] for name in wholes)
     total = sum(account[name] for name in parts)
     text = Text(f"  {_number(whole):>{width}}  {label} ")
     if len(wholes) > 1:
         text += Text("= ", "green") + _addends(account, wholes) + Text(" ")
-    text += Text("= ", "green") if total == whole else Text(f"≠ {_number(total)} = ", "bold red")
-    return text + _addends(account, parts)
+    text += Text("= ", "green") if total == whole or live else Text(f"≠ {_number(total)} = ", "bold red")
+    text += _addends(account, parts)
+    if live and total != whole:
+        text += Text(f" {'+' if total < whole else '-'} {_number(abs(whole - total))} on their way", "dim")
+    return text
 
 
 def _addends(account: Mapping[str, float], names: Sequence[str]) -> Text:
@@ -410,6 +473,21 @@ def _addends(account: Mapping[str, float], names: Sequence[str]) -> Text:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _span_of(seconds: float) -> str:
+    """Return a time as its two largest units."""
+    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    left, told = int(seconds), []
+    for size, unit in units:
+        number, left = divmod(left, size)
+        if number:
+            told.append(f"{number} {unit}")
+    return " ".join(told[:2]) or "0 s"
 
 
 def _words(name: str) -> str:

@@ -11,8 +11,8 @@ import importlib.util
 import mmap
 import os
 import platform
-import resource
 import re
+import resource
 import shutil
 import socket
 import struct
@@ -357,7 +357,9 @@ def _errno(code: int) -> str:
     return f"{errno.errorcode.get(code, code)} ({os.strerror(code)})"
 
 
-def serves_32_bit(machine: str, root: Path = Path("/"), trial: Callable[[], bool | None] | None = None) -> bool:
+def serves_32_bit(
+    machine: str, root: Path = Path("/"), trial: Callable[[], bool | None] | None = None
+) -> bool:
     """
     Tell whether this kernel serves the system calls of 32-bit programs, too.
 

@@ -4,6 +4,7 @@
 import contextlib
 import ctypes
 import fcntl
+import grp
 import gzip
 import io
 import json
@@ -28,11 +29,22 @@ from rich.cells import cell_len
 from small_host import ATTACK, NGINX, SECOND, make_window, make_windows
 
 import ksentinel
-from ksentinel import pipeline, training
+from ksentinel import cli, pipeline, training
 from ksentinel.cli import main, parse_duration
+from ksentinel.config import Config
+from ksentinel.control import Control
 from ksentinel.errors import UsageError
 from ksentinel.event import ExecEvent, Origin, Process, ProcessKey, SyscallEvent
-from ksentinel.host import default_store, keeping
+from ksentinel.host import (
+    cpu_seconds,
+    default_socket,
+    default_store,
+    group_id,
+    keeping,
+    memory_bytes,
+    socket_to_ask,
+)
+from ksentinel.protocol import Group, Request
 from ksentinel.recording import Reader, Writer
 from ksentinel.store import Store
 
@@ -271,6 +283,10 @@ WRONG = [
     ("replay {bad}/cut.log --store {bad}/cut.log/x", 1, r"{bad}/cut.log/x: can't be opened: .* \(name another"),
     ("replay {bad}/cut.log --scores {bad}/cut.log", 1, r"{bad}/cut.log: exists already \(name another"),
     ("replay {bad}/cut.log --scores {made}/nothing/x", 1, r"{made}/nothing/x: can't be written: .* \(name another"),
+    # the control socket
+    ("status --control {made}/nothing", 1, r"{made}/nothing: no ksentinel is running here \(start one by `ksentinel monitor`"),
+    ("status --control {bad}/cut.log", 1, r"{bad}/cut.log: is no socket \(start one"),
+    ("monitor --control {made}/x --no-control", 2, r"--control and --no-control exclude each other \(say one"),
     # usage
     ("alerts --level terrible --store {made}/store.db", 2, r"--level 'terrible' is none of informational, .*"),
     ("events 0 --recording {made}/normal.db", 2, r"--recording and ALERT_ID can't go together \(a recording holds no alerts"),
@@ -1000,6 +1016,108 @@ def test_default_store(monkeypatch):
     assert default_store() == Path("/s/ksentinel/alerts.db")
 
 
+def test_default_socket(monkeypatch, tmp_path):
+    """Root's is the system's; a user's is in XDG_RUNTIME_DIR; asked is the user's own if there is one."""
+    system = Path("/run/ksentinel/control.sock")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert (default_socket(), socket_to_ask()) == (system, system)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    assert (default_socket(), socket_to_ask()) == (None, system)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "run")
+    assert (default_socket(), socket_to_ask()) == (None, system)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    own = tmp_path / "ksentinel" / "control.sock"
+    assert (default_socket(), socket_to_ask()) == (own, system)
+    own.parent.mkdir()
+    own.touch()
+    assert socket_to_ask() == own
+
+
+def test_socket_of_a_monitor(monkeypatch):
+    """The command line has the first word, then the configuration, then the default."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    configured = Config.from_dict({"control": {"socket": "/run/k.sock"}})
+
+    assert [
+        cli._socket(Config(), None, off=False),
+        cli._socket(configured, None, off=False),
+        cli._socket(configured, Path("/run/n.sock"), off=False),
+        cli._socket(configured, None, off=True),
+    ] == [Path("/run/ksentinel/control.sock"), Path("/run/k.sock"), Path("/run/n.sock"), None]
+
+
+def test_group_id(monkeypatch):
+    """A group there is; none; and one that this user can't give files to."""
+    group = grp.getgrgid(os.getgid())
+    stranger = next(one for one in grp.getgrall() if one.gr_gid not in {os.getgid(), *os.getgroups()})
+
+    assert group_id(group.gr_name) == group.gr_gid
+    assert group_id("no such group") is None
+    assert group_id("") is None
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert group_id(stranger.gr_name) is None
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert group_id(stranger.gr_name) == stranger.gr_gid
+
+
+def test_own_cost():
+    """What this process has used, in seconds and bytes."""
+    before = cpu_seconds()
+    ballast = b"x" * 50_000_000
+    resident, peak = memory_bytes()
+
+    assert 0 < before <= cpu_seconds()
+    assert len(ballast) < resident <= peak < 1 << 40
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """Return a function that lets a made-up daemon answer status."""
+    with contextlib.ExitStack() as stack:
+
+        def fake(answer):
+            path = tmp_path / "fake.sock"
+            requests = {"status": Request(lambda _: answer, changes=False)}
+            stack.enter_context(Control(path, Group("k", None), requests, owner=os.getuid()))
+            return path
+
+        yield fake
+
+
+STATUS = {
+    "version": "9", "pid": 7, "mode": "monitor", "since_ns": 1, "seconds": 90, "model": None, "rules": 22,
+    "store": HOSTILE[0], "lost": 0, "account": COUNTERS, "walk": {}, "control": {}, "mood": "good",
+    "usage": {"cpu_seconds": 1, "cpu_share": 0.5, "cpu_share_lately": 1, "lately_seconds": 60,
+              "memory_bytes": 1000000, "memory_peak_bytes": 2000000},
+}  # fmt: skip
+
+
+def test_status(run, fake):
+    """A table, or what the daemon said; untrusted text is harmless in both."""
+    path = fake(STATUS)
+    table, told = run("status", "--control", path), run("status", "--control", path, "--json")
+
+    assert (table.status, table.err, told.status, told.err) == (0, "", 0, "")
+    for line in (
+        "process  7",
+        "rules    22",
+        "store    \\x1b[2J",
+        "100  system calls seen = 90 recorded + 10 own",
+    ):
+        assert line in table.text
+    assert told.objects == [STATUS]
+    assert b"\x1b" not in table.out + told.out
+
+
+def test_status_of_another_kind(run, fake):
+    """What is no status is an error of one line."""
+    ran = run("status", "--control", fake({"pid": "\x1b[2J"}))
+
+    assert ran.status == 1
+    assert re.fullmatch(r"ksentinel: .*fake.sock: answers something else than a status: .*\n", ran.err)
+
+
 # Live: BPF in this kernel
 
 
@@ -1011,7 +1129,9 @@ def wait_for(condition, seconds=20):
 
 
 def start(tmp_path, *arguments):
-    """Start the command line and wait until it says that it is at work."""
+    """Start the command line and wait until it says that it is at work; a monitor's control socket is in *tmp_path*."""
+    if arguments[0] == "monitor" and not {"--control", "--no-control"} & set(arguments):
+        arguments = (*arguments, "--control", tmp_path / "control.sock")  # the host's own may be in use
     log = tmp_path / "err"
     with log.open("wb") as err, (tmp_path / "out").open("wb") as out:
         process = subprocess.Popen([*KSENTINEL, *map(str, arguments)], stdout=out, stderr=err)
@@ -1174,6 +1294,86 @@ def test_monitor_stopped(tmp_path, number):
     assert "≠" not in (tmp_path / "out").read_text()
     with Store(store, os.getuid()) as kept:
         list(kept.alerts())
+
+
+@pytest.mark.bpf
+def test_status_of_a_monitor(made, tmp_path, run):
+    """A running monitor tells what it has seen, and what that costs; when it has ended there is nobody, and no trace."""
+    store, socket = tmp_path / "alerts.db", tmp_path / "run" / "control.sock"
+    model = ["--model", made / "model"] if platform.machine() == "x86_64" else []
+    process = start(tmp_path, "monitor", "--store", store, "--control", socket, *model)
+    with busy():
+        time.sleep(1)
+        first, second = (run("status", "--control", socket, "--json") for _ in range(2))
+        table = run("status", "--control", socket)
+        again = run("monitor", "--store", tmp_path / "other.db", "--control", socket)
+    process.terminate()
+    assert process.wait(timeout=30) == 0
+    nobody = run("status", "--control", socket)
+
+    (before,), (after,) = first.objects, second.objects
+    assert (after["pid"], after["version"], after["mode"]) == (process.pid, ksentinel.__version__, "monitor")
+    assert (after["store"], after["rules"]) == (str(store), len(list((HERE.parent / "rules").rglob("*.yml"))))
+    if model:
+        about = {name: after["model"][name] for name in ("path", "host", "kernel", "recordings")}
+        assert about == {
+            "path": str(model[1]),
+            "host": "small",
+            "kernel": "6.12",
+            "recordings": ["normal.db"],
+        }
+    assert abs(after["since_ns"] / 1e9 - time.time()) < 60
+    assert 0 < before["seconds"] < after["seconds"] < 60
+    assert 0 < before["account"]["seen"] < after["account"]["seen"]
+    walk = after["walk"]
+    assert walk["items"] == walk["events"] + walk["windows"] > 0
+    assert walk["windows"] == walk["windows_scored"] + walk["windows_unscored"]
+    assert (after["control"]["connections"], after["control"]["answered"]) == (2, 1)
+    usage = after["usage"]
+    assert 0 < usage["cpu_seconds"] < 60
+    assert 0 <= usage["cpu_share"] < 2
+    assert 20e6 < usage["memory_bytes"] <= usage["memory_peak_bytes"] < 2e9
+    assert f"process  {process.pid}" in table.text
+    assert "≠" not in table.text
+    assert again.status == 1
+    assert re.search(rf"control.sock: is in use by process {process.pid} \(stop what runs there", again.err)
+    assert (nobody.status, nobody.out) == (1, b"")
+    assert "no ksentinel is running here (start one by `ksentinel monitor`" in nobody.err
+    assert not socket.parent.exists()
+    assert not (tmp_path / "changes.jsonl").exists()
+
+
+@pytest.mark.bpf
+def test_monitor_under_a_flood_of_requests(tmp_path):
+    """However many ask, and how, what is watched is watched, and all of it adds up."""
+    store, socket = tmp_path / "alerts.db", tmp_path / "control.sock"
+    process = start(tmp_path, "monitor", "--for", "4s", "--store", store, "--json")
+    code = (
+        "import socket, sys, time\n"
+        "end = time.monotonic() + 2.5\n"
+        "while time.monotonic() < end:\n"
+        "    with socket.socket(socket.AF_UNIX) as one:\n"
+        "        try:\n"
+        "            one.connect(sys.argv[1])\n"
+        '            one.sendall(b\'{"version": 1, "request": "status"}\\n\' * 20 + b"x" * 100_000)\n'
+        "            one.recv(10)\n"
+        "        except OSError: pass\n"
+    )
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(subprocess.Popen([sys.executable, "-S", "-c", code, socket]))
+        time.sleep(1)
+        secret = tmp_path / "home" / ".aws" / "credentials"
+        secret.parent.mkdir(parents=True)
+        secret.write_text("decoy\n")
+        subprocess.run(["/bin/cat", secret], check=True, capture_output=True)
+
+    assert process.wait(timeout=30) == 0
+    *alerts, told = objects(tmp_path)
+    check_account(told["account"])
+    assert [alert["title"] for alert in alerts if str(secret) in json.dumps(alert["evidence"])]
+    assert (tmp_path / "err").read_text().count("\n") == 1
+    assert not socket.exists()
 
 
 @pytest.mark.bpf

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ksentinel.config import CollectorConfig, Config, IncidentConfig, PrivacyConfig, RulesConfig, StoreConfig
+from ksentinel.config import (
+    CollectorConfig,
+    Config,
+    ControlConfig,
+    IncidentConfig,
+    PrivacyConfig,
+    RulesConfig,
+    StoreConfig,
+)
 from ksentinel.errors import ConfigError
 
 WHOLE = """\
@@ -26,6 +34,9 @@ privacy:
 store:
   max_alerts: 7
   max_events: 8
+control:
+  socket: /run/k/k.sock
+  group: wheel
 """
 
 
@@ -49,6 +60,7 @@ def test_whole(load):
         RulesConfig(("/etc/rules", "more.yml")),
         PrivacyConfig(redact=False),
         StoreConfig(7, 8),
+        ControlConfig("/run/k/k.sock", "wheel"),
     )
 
 
@@ -68,7 +80,7 @@ def test_part(load):
     [
         (
             "incidents: {}",
-            r"k\.yml:1:1: has no section incidents \(it has collector, incident, rules, privacy, store\)",
+            r"k\.yml:1:1: has no section incidents \(it has collector, incident, rules, privacy, store, control\)",
         ),
         (
             "incident:\n  agree_second: 5",

@@ -2,6 +2,7 @@
 """What people are shown."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from rich.text import Text
 from ksentinel import report
 from ksentinel.flight import Facts, Flown
 from ksentinel.search import Found, Results
+from ksentinel.status import ModelStatus, Status, Usage
 
 LIVE = {
     "seen": 1000, "recorded": 900, "own": 100, "excluded": 0, "no_storage": 0, "contended": 0,
@@ -89,6 +91,63 @@ def test_losses_stand_out(capsys, monkeypatch):
 
     red = [part.partition("\x1b[0m")[0] for part in capsys.readouterr().out.split("\x1b[1;31m")[1:]]
     assert red == ["10 dropped", "1 dropped", "      2  sequence gaps"]
+
+
+STATUS = Status(
+    version="0.1.0", pid=77, mode="monitor", since_ns=1_700_000_000 * 10**9, seconds=7384.2,
+    model=ModelStatus("/m/web\x1b[2J", 1_699_000_000 * 10**9, "web1", "6.12", ("a.db",), 3235, 12),
+    rules=22, store="/s/alerts.db", lost=3, account=LIVE, walk={"items": 5, "events": 2, "windows": 2},
+    control={}, usage=Usage(75.0, 0.0123, 0.5, 60.0, 95_000_000, 120_400_000),
+)  # fmt: skip
+
+
+def test_status(shown):
+    """What it is, what it runs with, what it costs, and what it has counted."""
+    told = shown(report.status_table, STATUS, width=100)
+
+    assert told[: told.index("") + 1] == [
+        "version  0.1.0",
+        "process  77",
+        "mode     monitor",
+        "since    2023-11-14 22:13:20 UTC, for 2 h 3 min",
+        "model    /m/web\\x1b[2J, written 2023-11-03 08:26:40 UTC; trained on web1, 6.12: 3,235 windows of 12",
+        "         executables",
+        "rules    22",
+        "store    /s/alerts.db",
+        "cpu      1.2% of a core since then, 50.0% over the last minute",
+        "memory   95 MB, at its peak 120 MB",
+        "lost     3 records",
+        "",
+    ]
+    assert "  5  items = 2 events + 2 windows + 1 on their way" in told
+    assert [line for line in told if line and not line.startswith(" ")][-3:] == [
+        "Accounting",
+        "The walk",
+        "The control socket",
+    ]
+
+
+def test_status_of_a_young_daemon(shown):
+    """One without a model, that hasn't run for a minute."""
+    young = replace(STATUS, model=None, seconds=0.4, usage=replace(STATUS.usage, lately_seconds=7.0))
+    told = shown(report.status_table, young)
+
+    assert "model    none: rules alone" in told
+    assert "since    2023-11-14 22:13:20 UTC, for 0 s" in told
+    assert "cpu      1.2% of a core since then, 50.0% over the last 7 s" in told
+
+
+@pytest.mark.parametrize(
+    ("account", "line"),
+    [
+        ({"items": 5, "events": 3, "windows": 2}, "  5  items = 3 events + 2 windows"),
+        ({"items": 5, "events": 3, "windows": 1}, "  5  items = 3 events + 1 windows + 1 on their way"),
+        ({"items": 5, "events": 3, "windows": 4}, "  5  items = 3 events + 4 windows - 2 on their way"),
+    ],
+)
+def test_account_that_goes_on(shown, account, line):
+    """What was read between one counter and the next is said to be on its way."""
+    assert shown(report.account_table, account, live=True)[1] == line
 
 
 def test_no_account(shown):
