@@ -80,6 +80,14 @@ Uids = Annotated[
     list[str] | None,
     typer.Option("--uid", metavar="USER", help="Watch only this user's processes (repeatable)."),
 ]
+CgroupNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cgroup",
+        metavar="NAME",
+        help="Watch only this control group and those below it: a path, a unit, a container or an id (repeatable).",
+    ),
+]
 ControlFile = Annotated[
     Path | None,
     typer.Option("--control", metavar="FILE", readable=False, help="The daemon's control socket."),
@@ -225,6 +233,7 @@ def record(
     exe: Exes = None,
     pid: Pids = None,
     uid: Uids = None,
+    cgroup: CgroupNames = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
@@ -236,18 +245,26 @@ def record(
     seconds = parse_duration(duration)
     if out.exists():  # said before the kernel is asked for anything
         raise InputError("exists already", at=out, remedy="name another file, or remove it")
-    wanted, keep = host.watching(exe or [], pid or [], uid or [], [])
-    facts = host.facts() | {"exe": exe or [], "pid": pid or [], "uid": uid or []}
+    wanted, keep = host.watching(exe or [], pid or [], uid or [], cgroup or [])
+    facts = host.facts() | {"exe": exe or [], "pid": pid or [], "uid": uid or [], "cgroup": cgroup or []}
+    programs: set[str] = set()
+
+    def attend(item: Any) -> None:
+        if item is not None:
+            programs.add(item.process.program)
+
     with ExitStack() as stack:
         stop = stack.enter_context(host.stopping(seconds))
-        stream = stack.enter_context(host.live(settings, stop, wanted=wanted, keep=keep))
+        stream = stack.enter_context(
+            host.live(settings, stop, wanted=wanted, keep=keep, attend=attend, tell=_status)
+        )
         writer = stack.enter_context(Writer(out, facts))
         _status(f"recording to {out}" + ("" if seconds is None else f" for {seconds:g} s") + "; Ctrl-C stops")
         for batch in stream:
             writer.write(batch)
         account = stream.account()
         writer.account(account)
-        writer.note({"ended_ns": time.time_ns()})
+        writer.note({"ended_ns": time.time_ns(), "contents": host.hashes(programs)})
     _print_json({"recording": str(out), "account": account}) if json else account_table(account)
 
 
@@ -285,12 +302,15 @@ def train(
     windows: list[Window] = []
     named: list[facts.Recording] = []
     about: dict[str, Any] = {}
+    contents: dict[str, str] = {}
     arches = set()
     for path in recordings:
         with Reader(path) as recording:
             about = recording.facts
             arches.add(_arch_of(recording))
             windows.extend(recording.windows())
+            told = recording.facts.get("contents")
+            contents |= told if isinstance(told, dict) else {}
         with path.open("rb") as file:
             named.append(facts.Recording(path.name, hashlib.file_digest(file, "sha256").hexdigest()))
     arch = _one_arch(arches)
@@ -305,6 +325,7 @@ def train(
         recordings=tuple(named),
         host=str(about.get("host", "")),
         kernel=str(about.get("kernel", "")),
+        contents={str(program): str(sha256) for program, sha256 in sorted(contents.items())},
     )
     artifact.save(trained.model, out, known)
     if json:
@@ -384,6 +405,7 @@ def monitor(
     exe: Exes = None,
     pid: Pids = None,
     uid: Uids = None,
+    cgroup: CgroupNames = None,
     control: ControlFile = None,
     no_control: Annotated[bool, typer.Option("--no-control", help="Have no control socket.")] = False,
     config: ConfigFile = None,
@@ -397,7 +419,7 @@ def monitor(
     """
     settings = _config(config)
     seconds = parse_duration(duration)
-    wanted, keep = host.watching(exe or [], pid or [], uid or [], [])
+    wanted, keep = host.watching(exe or [], pid or [], uid or [], cgroup or [])
     table = None
     if model is not None:
         from ksentinel.detectors import artifact
@@ -416,8 +438,6 @@ def monitor(
             from ksentinel.sinks.scores import Scores
 
             pipeline.watch = stack.enter_context(Scores(scores))
-        losses = _Losses()
-        pipeline.on_loss = losses.add
         alone = " by rules alone (no --model)" if model is None else ""
         if socket is not None:
             stack.enter_context(
@@ -434,38 +454,6 @@ def monitor(
             outlet(alert)
         account = stream.account()
     _finish([account], pipeline.account(), [], json=json)
-
-
-class _Losses:
-    """Says that records are being lost, while it happens, at most every few seconds."""
-
-    _EVERY = 5.0
-
-    def __init__(self) -> None:
-        self._untold = 0
-        self._told = 0.0
-
-    def add(self, lost: int) -> None:
-        self._untold += lost
-        now = time.monotonic()
-        if now - self._told >= self._EVERY:
-            _status(
-                f"{self._untold:,} records lost: this host does more than can be watched, alerts may be missing"
-            )
-            self._untold, self._told = 0, now
-
-
-@app.command()
-def status(control: ControlFile = None, json: Json = False) -> None:
-    """Ask a running monitor how it is: what it watches with, what it has seen and lost, what it costs."""
-    from ksentinel.protocol import ask
-    from ksentinel.report import status_table
-    from ksentinel.status import Status
-
-    path = control or host.socket_to_ask()
-    plain = ask(path, "status", trusted={0, host.user()})
-    told = Status.from_plain(plain, path)
-    _print_json(plain) if json else status_table(told)
 
 
 @app.command()

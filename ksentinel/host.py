@@ -139,6 +139,8 @@ def live(
     keep: Callable[[Any], bool] | None = None,
     table: Any = None,
     gate: bool = False,
+    attend: Callable[[Any], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[Any]:
     """
     Give the stream of this host's system calls, the collector attached; raises HostError.
@@ -153,9 +155,14 @@ def live(
         What the kernel scores with.
     gate
         Let out only what is unusual by it, and a sample.
+    attend
+        Is shown each item, and None after each batch.
+    tell
+        Is told when an overload begins, and when it is over.
     """
     from ksentinel.bpf.abi import Class, NameFlag
     from ksentinel.normalize.bpf import BpfNormalizer
+    from ksentinel.normalize.cgroups import Cgroups
     from ksentinel.normalize.processes import LAUNCHERS, TERMINALS, ProcessTable
     from ksentinel.shipped import shipped
     from ksentinel.sources.procfs import running
@@ -165,7 +172,7 @@ def live(
 
     epoch_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     arch = platform.machine()
-    normalizer = BpfNormalizer(ProcessTable(), epoch_ns, arch, redactor(settings))
+    normalizer = BpfNormalizer(ProcessTable(), epoch_ns, arch, redactor(settings), Cgroups())
     path_seed = int.from_bytes(os.urandom(8), "little")
 
     def introduce() -> Any:
@@ -196,11 +203,53 @@ def live(
         prefixes={**PREFIXES, **prefixes},
         processes=introduce,
     ) as collector:
-        yield Live(collector, normalizer, stop, keep)
+        yield Live(collector, normalizer, stop, keep, attend=attend, tell=tell)
+
+
+def hashes(programs: set[str], *, most: int = 4096) -> dict[str, str]:
+    """Return the SHA-256 of programs as they are on this host now: of those that can be read and named in UTF-8."""
+    from ksentinel.executables import Executables
+
+    files, found = Executables(), {}
+    for program in sorted(programs)[:most]:
+        if not program.isprintable():
+            continue
+        if sha256 := files.look(program.removeprefix("#!"), follow=True).sha256:
+            found[program] = sha256
+    return found
+
+
+@contextmanager
+def contents(manifest: Any, model: Any, tell: Callable[[str], None]) -> Iterator[Any]:
+    """
+    Give what recognises programs by content, for a model and the kernel's part of it.
+
+    Its ``collector`` is to be set before the first item comes.
+    """
+    from ksentinel.contents import Contents
+    from ksentinel.executables import Executables, Hasher, Kind, Known, Recognition, Recognizer
+
+    known = [Known(program, sha256) for program, sha256 in manifest.facts.contents.items()]
+
+    def recognised(found: Recognition) -> None:
+        if found.kind is Kind.UNCHECKED or (found.profile, "") not in model.profiles.roots:
+            return
+        if found.kind is Kind.COPY:
+            note = f"it has the content of {found.content_of}"
+            watcher.collector.recognise(found.path, found.profile)
+        else:
+            other = f": it has the content of {found.content_of}" if found.content_of else ""
+            note = f"its content has changed since training{other}"
+        model.recognise(found.path, found.profile, note)
+        tell(f"{found.path}: {note}; it is compared with {found.profile}")
+
+    with Hasher[str](Executables()) as hasher:
+        watcher: Any = Contents(hasher, Recognizer(known), recognised)
+        yield watcher
 
 
 def watching(
-    exes: list[str], pids: list[int], uids: list[str], cgroups: list[int]
+    exes: list[str], pids: list[int], uids: list[str], cgroups: list[str]
 ) -> tuple[Any, Callable[[Any], bool] | None]:
     """
     Return who is watched, for the kernel's side, and which items to keep of the lifecycle of all others, for ours.
@@ -223,7 +272,11 @@ def watching(
             raise UsageError(f"--pid {pid}: there is no such process", remedy="`ps -e` lists them")
     names = {str(Path(exe).resolve()) for exe in exes}
     names |= {f"#!{name}" for name in names}
-    numbers, users, groups = set(pids), {user_id(name) for name in uids}, set(cgroups)
+    numbers, users, groups = set(pids), {user_id(name) for name in uids}, set()
+    if cgroups:
+        from ksentinel.normalize.cgroups import Cgroups
+
+        groups = {number for text in cgroups for number in Cgroups().find(text)}
     wanted = Wanted(tuple(sorted(names)), tuple(sorted(users)), tuple(sorted(groups)), tuple(sorted(numbers)))
 
     def keep(item: Any) -> bool:

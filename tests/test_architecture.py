@@ -14,7 +14,7 @@ TESTS = ROOT / "tests"
 # In the order of the walk: a room imports only rooms before it. Two steps look backwards on purpose, and so stand where
 # they do: `normalize` reads the records of `sources`, and explanations are of alerts, so `explain` comes after `alert`.
 ROOMS = (
-    "errors printable level event syscalls codec shipped config window mounts executables bpf support sources normalize "
+    "errors printable level event syscalls codec shipped config window mounts executables contents bpf support sources overload normalize "
     "detectors rules verdict alert incident flight search recording streams explain store sinks endpoint trail protocol "
     "control status pipeline training report host cli"
 ).split()

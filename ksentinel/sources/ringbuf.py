@@ -360,6 +360,7 @@ class Collector:
 
         It is written beside the one in use; then all threads change over at once, each between two calls.
         """
+        self.table = table
         epoch, old = self._config.epoch + 1, self._object.map("profiles").keys(abi.ProfileKey)
         base = abi.ROWS - self._config.base if self._config.scoring else 0
         wait_for_programs()  # none may still be reading what lies there
@@ -383,6 +384,16 @@ class Collector:
         wait_for_programs()
         for key in old:
             self._object.map("profiles").delete(key)
+
+    def recognise(self, program: str, known: str) -> None:
+        """Let *program* have the rows of *known* from its next execution on: it is a copy of it."""
+        if self.table is None:
+            return
+        hashed, wanted = program_hash(program, self.path_seed), program_hash(known, self.path_seed)
+        for of, service, row in self.table.keys(self.path_seed):
+            if of == wanted and hashed:
+                key = abi.ProfileKey(program=hashed, service=service, epoch=self._config.epoch)
+                self._object.map("profiles").update(key, ctypes.c_uint32(self._config.base + row))
 
     def poll(self, seconds: float = 0.2) -> list[memoryview]:
         """Return the records that have arrived, waiting at most *seconds* for the first; sweeps idle threads."""
