@@ -425,12 +425,25 @@ def monitor(
         from ksentinel.detectors import artifact
 
         table = artifact.load_kernel(model, arch=platform.machine(), uid=host.user())
+        manifest = artifact.read_manifest(model, uid=host.user())
     socket = _socket(settings, control, off=no_control)
     pipeline = _pipeline(settings, rules, model, arch=platform.machine())
     with ExitStack() as stack:
+        contents = None
+        if model is not None:
+            contents = stack.enter_context(host.contents(manifest, pipeline.model, _status))
         stop = stack.enter_context(host.stopping(seconds))
         stream = stack.enter_context(
-            host.live(settings, stop, wanted=wanted, keep=keep, table=table, gate=table is not None)
+            host.live(
+                settings,
+                stop,
+                wanted=wanted,
+                keep=keep,
+                table=table,
+                gate=table is not None,
+                contents=contents,
+                tell=_status,
+            )
         )
         kept = store or host.default_store()
         outlet = stack.enter_context(_outlet(kept, settings, pipeline, json=json))

@@ -26,6 +26,8 @@ class Contents:
 
     Attributes
     ----------
+    recognise
+        Lets the kernel's side know of a copy, and of what; nobody, at first.
     dropped
         Programs that nobody had the time to look at; they are tried again at their next execution.
     """
@@ -36,13 +38,21 @@ class Contents:
         self.hasher = hasher
         self.recognizer = recognizer
         self.tell = tell
+        self.recognise: Callable[[str, str], None] = lambda _program, _known: None
         self.dropped = 0
         self._asked: OrderedDict[str, None] = OrderedDict()
+        self._by_path: set[str] = set()
 
     def attend(self, item: Event | Window | None) -> None:
         """Look at *item*; None: a batch has ended, fetch what was found."""
         if item is None:
             for program, found in self.hasher.ready():
+                if not found.sha256 and program not in self._by_path:
+                    # It has ended already: what lies at its path by now is most likely what it was.
+                    self._by_path.add(program)
+                    self.dropped += not self.hasher.submit(program.removeprefix("#!"), program, follow=True)
+                    continue
+                self._by_path.discard(program)
                 recognition = self.recognizer.judge(program, found.sha256)
                 if recognition.kind not in {Kind.SAME, Kind.UNKNOWN}:
                     self.tell(recognition)

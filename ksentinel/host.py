@@ -111,7 +111,7 @@ def redactor(settings: Config) -> Any:
 
 @contextmanager
 def stopping(seconds: float | None) -> Iterator[Callable[[], bool]]:
-    """Give a function that tells when to stop: at a signal, or after *seconds*."""
+    """Give a function that tells when to stop: at a signal, or *seconds* after it was first asked."""
     signalled = False
 
     def handler(_number: int, _frame: FrameType | None) -> None:
@@ -122,9 +122,16 @@ def stopping(seconds: float | None) -> Iterator[Callable[[], bool]]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
         caught.append(signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in caught}
-    end = None if seconds is None else time.monotonic() + seconds
+    begun: list[float] = []
+
+    def stop() -> bool:
+        # Time counts from the first question: attaching is over by then.
+        if not begun:
+            begun.append(time.monotonic())
+        return signalled or (seconds is not None and time.monotonic() >= begun[0] + seconds)
+
     try:
-        yield lambda: signalled or (end is not None and time.monotonic() >= end)
+        yield stop
     finally:
         for number, old in before.items():
             signal.signal(number, old)
@@ -140,6 +147,7 @@ def live(
     table: Any = None,
     gate: bool = False,
     attend: Callable[[Any], None] | None = None,
+    contents: Any = None,
     tell: Callable[[str], None] | None = None,
 ) -> Iterator[Any]:
     """
@@ -157,6 +165,8 @@ def live(
         Let out only what is unusual by it, and a sample.
     attend
         Is shown each item, and None after each batch.
+    contents
+        What recognises programs by content, in its place.
     tell
         Is told when an overload begins, and when it is over.
     """
@@ -203,7 +213,9 @@ def live(
         prefixes={**PREFIXES, **prefixes},
         processes=introduce,
     ) as collector:
-        yield Live(collector, normalizer, stop, keep, attend=attend, tell=tell)
+        if contents is not None:
+            contents.recognise, attend = collector.recognise, contents.attend
+        yield Live(collector, normalizer, stop, keep, attend=attend, contents=contents, tell=tell)
 
 
 def hashes(programs: set[str], *, most: int = 4096) -> dict[str, str]:
@@ -221,11 +233,7 @@ def hashes(programs: set[str], *, most: int = 4096) -> dict[str, str]:
 
 @contextmanager
 def contents(manifest: Any, model: Any, tell: Callable[[str], None]) -> Iterator[Any]:
-    """
-    Give what recognises programs by content, for a model and the kernel's part of it.
-
-    Its ``collector`` is to be set before the first item comes.
-    """
+    """Give what recognises programs by content, for a model; for the kernel's part of it once that is attached."""
     from ksentinel.contents import Contents
     from ksentinel.executables import Executables, Hasher, Kind, Known, Recognition, Recognizer
 
@@ -236,7 +244,7 @@ def contents(manifest: Any, model: Any, tell: Callable[[str], None]) -> Iterator
             return
         if found.kind is Kind.COPY:
             note = f"it has the content of {found.content_of}"
-            watcher.collector.recognise(found.path, found.profile)
+            watcher.recognise(found.path, found.profile)
         else:
             other = f": it has the content of {found.content_of}" if found.content_of else ""
             note = f"its content has changed since training{other}"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from ksentinel.contents import Contents
 from ksentinel.errors import InputError
 from ksentinel.normalize.audit import AuditNormalizer
 from ksentinel.normalize.bpf import BpfNormalizer
@@ -36,6 +37,8 @@ class Live:
         Which items to let through; the others are counted as ``items_excluded``.
     attend
         Is shown each item, also those that aren't let through, and called with None after each batch.
+    contents
+        What recognises programs by content, for its part of the account.
     tell
         Is told when an overload begins and when it is over.
     clock
@@ -50,6 +53,7 @@ class Live:
         keep: Callable[[Item], bool] | None = None,
         *,
         attend: Callable[[Item | None], None] | None = None,
+        contents: Contents | None = None,
         tell: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,6 +62,7 @@ class Live:
         self.stop = stop
         self.keep = keep
         self.attend = attend
+        self.contents = contents
         self.tell = tell
         self.clock = clock
         self.excluded = 0
@@ -79,6 +84,7 @@ class Live:
             "records_malformed": self.normalizer.malformed,
             "items_excluded": self.excluded,
             "overloads": self.overload.episodes,
+            **({} if self.contents is None else self.contents.account()),
             "processes_forgotten": self.normalizer.table.forgotten,
         }
 
