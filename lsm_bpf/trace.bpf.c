@@ -605,9 +605,10 @@ static __noinline int begin_program(struct ks_counters *c, struct task_struct *t
         s->exec.process = process ? process->score : 0;
         s->exec.epoch = thread->epoch;
         s->exec.row = thread->row == KS_ROW_NONE ? KS_ROW_NONE : thread->row - cfg->base;
-        if (thread->ignored)
+        if (thread->ignored || cfg->stopping) /* its last window may have been swept: nobody would send this one */
                 return 0;
         append(thread, KS_TOKEN_EXEC); /* the window was closed: it can't be full */
+        thread->level = 1;             /* every program begins with it */
         c->exec_tokens++;
         if (!cfg->scoring || !process)
                 return 0;
