@@ -43,7 +43,7 @@ _MIX1, _MIX2 = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
 _BITS, _HALF = 12, 5
 _SCALE = 8
 _HEADER = struct.Struct("=QQIIIIIIHHBBBB8sQ")
-_FULL = 0.25
+_FULL = 0.15
 """Share of a row's entries that may be taken: with more, too much that is new would pass for something else."""
 _SAMPLE = 2000
 _ENOUGH = 20
