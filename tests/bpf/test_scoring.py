@@ -284,7 +284,7 @@ def test_live(tmp_path):
                 assert (told.mean, told.cusum) == (last.mean * share >> 8, last.cusum * share >> 8)
             # The exec token: as in `Thread.exec`, but the scores are those that the record says were carried over.
             twin = Thread(model, told.row, mean=told.mean, cusum=told.cusum)
-            twin.low, twin.high, twin.depth = syscalls.EXEC, 0, 1
+            twin.low, twin.high, twin.depth, twin.level = syscalls.EXEC, 0, 1, 1
             new = model.rows[told.row]
             twin.mean += ((told.surprise << 16) - twin.mean) >> new.decay
             twin.cusum = max(twin.cusum + told.surprise - new.drift, 0)
