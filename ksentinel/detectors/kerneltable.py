@@ -681,12 +681,41 @@ def _with_penalties(table: KernelTable, ngram: NGramModel, windows: Sequence[Win
     )
     never = int(np.clip(round(float(np.mean(nowhere))), 96, MOST)) if len(nowhere) >= _ENOUGH else 120
 
+    by_lineage, new_program = _lineage_penalties(table, windows)
+
     def change(i: int, row: Row) -> Row:
         if i == ROW_LINEAGE:
-            return replace(row, penalty=(0, 16, 32, 48, 56, 64, 72, 80), never=96, outside=0)
+            return replace(row, penalty=by_lineage, never=new_program, outside=0)
         return replace(row, penalty=tuple(penalty), outside=beyond, never=never)
 
     return table.with_rows(change)
+
+
+def _lineage_penalties(table: KernelTable, windows: Sequence[Window]) -> tuple[tuple[int, ...], int]:
+    """
+    Return what it costs to know less of a lineage, and of a program not at all: as much as it is seldom among *windows*.
+
+    Where counts say nothing, one in two more than there are is assumed (Laplace's rule of succession).
+    """
+    known, order = table.lineages, table.rows[ROW_LINEAGE].order
+    given_up: Counter[int] = Counter()
+    execs = 0
+    for window in windows:
+        if window.tokens and window.tokens[0] == EXEC:
+            chain = chain_of(window.process)[:order]
+            length = next((n for n in range(len(chain), 0, -1) if chain[:n] in known), 0)
+            given_up[len(chain) - length if length else LINEAGE] += 1
+            execs += 1
+
+    def cost(least: int, of: int) -> float:
+        among = execs if of == 0 else sum(count for lost, count in given_up.items() if lost >= of)
+        seldom = sum(count for lost, count in given_up.items() if lost >= least)
+        return -np.log2((seldom + 1) / (among + 2)) * _SCALE
+
+    once = cost(1, 0)
+    twice = once + cost(2, 1)
+    penalty = tuple(int(np.clip(round(bits), 0, 120)) for bits in (0.0, once, *[twice] * 6))
+    return penalty, int(np.clip(round(twice + cost(LINEAGE, 2)), 0, MOST))
 
 
 def _by_row(scored: Sequence[Scored]) -> dict[int, list[Scored]]:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,11 +19,14 @@ from detectors.slow_reference import script_hash as slow_script_hash
 from ksentinel import syscalls
 from ksentinel.bpf import abi
 from ksentinel.bpf.pathhash import program_hash
-from ksentinel.detectors.kerneltable import NEVER, KernelTable, Row, Thread
+from ksentinel.detectors.kerneltable import NEVER, KernelTable, Row, Thread, calibrated
+from ksentinel.detectors.ngram import NGramModel
+from ksentinel.event import Process, ProcessKey
 from ksentinel.normalize.bpf import BpfNormalizer
 from ksentinel.normalize.processes import ProcessTable
 from ksentinel.shipped import shipped
 from ksentinel.sources.ringbuf import CAPTURES, Collector
+from ksentinel.window import Cause, Window
 
 pytestmark = pytest.mark.bpf
 
@@ -316,3 +320,44 @@ def test_live(tmp_path):
     assert rows_used >= set(range(2, 6))
     assert live.account["unscored"] == 0
     assert live.account["records_missing"] == live.account["windows_dropped"] == 0
+
+
+def test_lineage(tmp_path):
+    """A shell below a server: server, shell and cat are each common on this host, only who started whom is new."""
+    for name in ("server", "timer"):
+        shutil.copy("/usr/bin/dash", tmp_path / name)
+    server, timer, shell, cat = (
+        str(tmp_path / "server"),
+        str(tmp_path / "timer"),
+        "/usr/bin/dash",
+        "/usr/bin/cat",
+    )
+    python = os.path.realpath(sys.executable)
+    chains = [
+        (server, python),
+        (timer, python),
+        (shell, timer, python),
+        (cat, shell, timer),
+        (cat, shell, python),
+    ]
+    windows = []
+    for n in range(300):
+        program, *before = chains[n % len(chains)]
+        process = Process(ProcessKey(n + 2, n), exe=program, before=tuple(before))
+        windows.append(Window(process, n + 2, n, n + 1, (syscalls.EXEC, *range(20)), Cause.EXIT))
+    ngram = NGramModel(5).fit(windows[:200])
+    model = calibrated(KernelTable.fit(ngram, windows[:200], os.urandom), ngram, windows[200:])
+    what = f"{shell} -c '{cat} /dev/null; :'; :"
+    surprises = {}
+    with Live(model) as live:
+        for program in (timer, server):
+            pid = live.run(program, "-c", what)
+            for record, item in live.records:
+                if abi.Header.from_buffer_copy(record).kind == abi.Kind.EXEC and any(
+                    p.key.pid == pid for p in (item.process, *item.process.ancestors())
+                ):
+                    surprises[program, item.process.program] = abi.Exec.from_buffer_copy(record).surprise
+
+    assert surprises[server, shell] >= surprises[timer, shell] + 8 * 3
+    assert surprises[server, cat] >= surprises[timer, cat] + 8 * 3
+    assert surprises[server, server] == surprises[timer, timer]
