@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """BPF records become events and windows: records made by hand, of every kind, whole and broken."""
 
+import ctypes
 import os
-import struct
 
 import pytest
 from hypothesis import given
@@ -25,9 +25,10 @@ from ksentinel.normalize.processes import ProcessTable
 from ksentinel.normalize.redact import Redactor
 from ksentinel.sources.procfs import Running
 from ksentinel.sources.ringbuf import CAPTURES
-from ksentinel.window import Cause, Window
+from ksentinel.window import Cause, KernelScore, Window
 
 EPOCH = 1_700_000_000_000_000_000
+HEADER = ctypes.sizeof(abi.Header)
 START, KEY = 5_123_456_789, ProcessKey(10, 5_120_000_000)
 Part = abi.PartKind
 
@@ -38,19 +39,34 @@ def normalizer():
 
 
 def record(kind, body=b"", *, flags=0, pid=10, tid=None, start=START, time=7, size=None):
-    """Return a record as the collector lays it out."""
-    whole = struct.calcsize("=HHIQQII") + len(body)
-    head = struct.pack("=HHIQQII", kind, flags, whole if size is None else size, time, start, pid, tid or pid)
-    return memoryview(head + body)
+    """Return a record as the collector lays it out: the header, then what else is in the struct and its parts."""
+    head = abi.Header(
+        kind=kind, flags=flags, size=HEADER + len(body) if size is None else size, time_ns=time, start_ns=start,
+        tgid=pid, tid=tid or pid, sequence=3, cpu=1, program=2,
+    )  # fmt: skip
+    return memoryview(bytes(head) + body)
 
 
-def window(tokens=(1, 2, 3), *, sequence=0, cause=Cause.FULL, count=None, **options):
-    body = struct.pack("=QQIHH", 100, 200, sequence, len(tokens) if count is None else count, cause)
-    return record(abi.Kind.WINDOW, body + struct.pack("=64H", *tokens, *[9] * (64 - len(tokens))), **options)
+def body(structure):
+    """Return what of a struct is behind its header."""
+    return bytes(structure)[HEADER:]
 
 
-def fork(parent=9, parent_start=START, *, session=4, uid=5, euid=6, **options):
-    return record(abi.Kind.FORK, struct.pack("=QIIII", parent_start, parent, session, uid, euid), **options)
+def window(tokens=(1, 2, 3), *, count=None, cause=Cause.FULL, scores=None, **options):
+    """Return a window; behind its tokens stands what was there before."""
+    made = abi.Window(
+        first_ns=100, last_ns=200, count=len(tokens) if count is None else count, cause=cause,
+        tokens=(*tokens, *[9] * (abi.WINDOW - len(tokens))), **(scores or {}),
+    )  # fmt: skip
+    return record(abi.Kind.WINDOW, body(made), **options)
+
+
+def fork(parent=9, parent_start=START, *, session=4, uid=5, euid=6, cgroup=8, **options):
+    made = abi.Fork(
+        parent_start_ns=parent_start, parent_tgid=parent, session=session, uid=uid, euid=euid, cgroup=cgroup,
+        mean=1, cusum=2, process=3,
+    )  # fmt: skip
+    return record(abi.Kind.FORK, body(made), **options)
 
 
 def parts(**named):
@@ -60,21 +76,29 @@ def parts(**named):
         kind, cut = Part[name.removesuffix("_CUT")], name.endswith("_CUT")
         if isinstance(value, str):
             value = b"".join(n.encode() + b"\0" for n in reversed(value.split("/")) if n)  # noqa: PLW2901
-        out += struct.pack("=HH", kind | (abi.PART_CUT if cut else 0), len(value)) + value
+        out += bytes(abi.Part(kind=kind | (abi.PART_CUT if cut else 0), len=len(value))) + value
     return out
 
 
-def exec_(*, uid=1, euid=2, auid=3, session=4, options=None, **named):
-    body = struct.pack("=IIII", uid, euid, auid, session).ljust(abi.PARTS - 32, b"\xee")
-    return record(abi.Kind.EXEC, body + parts(**named), **(options or {}))
+def exec_(*, uid=1, euid=2, auid=3, session=4, cgroup=8, options=None, **named):
+    made = abi.Exec(
+        uid=uid, euid=euid, auid=auid, session=session, cgroup=cgroup, program=1, before=(2, 3), service=4,
+        epoch=5, row=6, mean=7, cusum=8, known=2, surprise=9, process=10,
+    )  # fmt: skip
+    return record(abi.Kind.EXEC, padded(made) + parts(**named), **(options or {}))
 
 
 def call(name, *args, uid=0, euid=0, variant=syscalls.Abi.NATIVE, options=None, **named):
     arch = "i386" if variant is syscalls.Abi.COMPAT else "x86_64"
     number = name if isinstance(name, int) else syscalls.numbers(arch)[name]
     values = [a & 0xFFFFFFFFFFFFFFFF for a in (*args, *[0xAAAA_BBBB_CCCC_DDDD] * (6 - len(args)))]
-    body = struct.pack("=6QIIHHI", *values, uid, euid, syscalls.token(number, variant), 0, 0)
-    return record(abi.Kind.CALL, body + parts(**named), **(options or {}))
+    made = abi.Call(args=tuple(values), uid=uid, euid=euid, token=syscalls.token(number, variant))
+    return record(abi.Kind.CALL, padded(made) + parts(**named), **(options or {}))
+
+
+def padded(structure):
+    """Return a struct up to where the parts start: it shares that room with a larger one, whose rest is anything."""
+    return body(structure).ljust(abi.PARTS - HEADER, b"\xee")
 
 
 def test_window(normalizer):
@@ -98,42 +122,33 @@ def test_lossy_window(normalizer):
     assert normalizer.item(window(flags=abi.Flag.LOSSY)).lossy
 
 
+SCORES = {
+    "epoch": 2, "row": 3, "begin_mean": 4, "begin_cusum": 5, "mean": 6, "cusum": 7, "peak_mean": 8, "peak_cusum": 9,
+    "process": 10,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("sequences", "gaps"),
+    ("choice", "over", "named"),
     [
-        ([0, 1, 2], 0),
-        ([0, 2, 3], 1),
-        ([1, 2], 1),
-        ([0, 1, 0, 1], 0),
-        ([0, 5, 5], 2),
+        (abi.Choice.FLAGGED, abi.Over.MEAN | abi.Over.PROCESS, ("mean", "process")),
+        (abi.Choice.FLAGGED, abi.Over.CUSUM, ("cusum",)),
+        (abi.Choice.SAMPLED, 0, ()),
+        (abi.Choice.UNGATED, 7, ("mean", "cusum", "process")),
     ],
 )
-def test_sequence(normalizer, sequences, gaps):
-    """Numbers that are missing are counted, from a thread's first; one that begins again at 0 is a new thread."""
-    for sequence in sequences:
-        normalizer.item(window(sequence=sequence))
+def test_scored_window(normalizer, choice, over, named):
+    """What the kernel made of a window comes with it."""
+    made = window(scores={**SCORES, "scored": 3, "choice": choice, "over": over})
 
-    assert normalizer.sequence_gaps == gaps
-
-
-@pytest.mark.parametrize("born_again", [window(cause=Cause.EXIT, sequence=3), fork()])
-def test_sequence_begins_again(normalizer, born_again):
-    """After a thread's end, or a process' birth, its number is forgotten: the next is expected to be 0."""
-    for one in (window(sequence=0), window(sequence=1), window(sequence=2)):
-        normalizer.item(one)
-    normalizer.item(born_again)
-    normalizer.item(window(sequence=1))
-
-    assert normalizer.sequence_gaps == 1
+    assert normalizer.item(made).kernel == KernelScore(
+        **SCORES, scored=3, choice=choice.name.lower(), over=named
+    )
 
 
-def test_threads_have_their_own_sequences(normalizer):
-    """Windows of two threads interleave."""
-    for sequence in range(3):
-        for tid in (10, 11):
-            normalizer.item(window(sequence=sequence, tid=tid))
-
-    assert normalizer.sequence_gaps == 0
+def test_window_that_was_not_scored(normalizer):
+    """Without a model there are no scores, whatever stands in their place."""
+    assert normalizer.item(window(scores={**SCORES, "choice": 9})).kernel is None
 
 
 @pytest.mark.parametrize(
@@ -151,13 +166,15 @@ def test_threads_have_their_own_sequences(normalizer):
         record(abi.Kind.CALL),
         record(0),
         record(6),
-        record(abi.Kind.EXIT, size=31),
-        record(abi.Kind.EXIT, size=33),
+        window(scores={"scored": 1, "choice": 4}),
+        record(abi.Kind.EXIT, size=HEADER - 1),
+        record(abi.Kind.EXIT, size=HEADER + 1),
+        record(abi.Kind.EXIT)[:-1],
         memoryview(b""),
         memoryview(b"\1\0"),
         exec_(NAME=b"x")[:-1],
-        record(abi.Kind.CALL, bytes(abi.PARTS - 32) + struct.pack("=HH", 1, 5) + b"four"),
-        record(abi.Kind.CALL, struct.pack("=6QIIHHI", *[0] * 8, abi.TOKENS, 0, 0)),
+        record(abi.Kind.CALL, padded(abi.Call()) + bytes(abi.Part(kind=1, len=5)) + b"four"),
+        record(abi.Kind.CALL, padded(abi.Call(token=abi.TOKENS))),
     ],
 )
 def test_malformed(normalizer, broken):
@@ -166,18 +183,26 @@ def test_malformed(normalizer, broken):
     assert (normalizer.malformed, len(normalizer.table)) == (1, 0)
 
 
+SHAPES = {
+    abi.Kind.WINDOW: ctypes.sizeof(abi.Window),
+    abi.Kind.FORK: ctypes.sizeof(abi.Fork),
+    abi.Kind.EXEC: abi.PARTS,
+    abi.Kind.CALL: abi.PARTS,
+}
+
+
 @pytest.mark.parametrize("kind", [*abi.Kind, 0])
 @given(data=st.data())
 def test_any_bytes(kind, data):
     """Nothing that stands in a record crashes; it is an item, or malformed."""
     normalizer = BpfNormalizer(ProcessTable(), EPOCH, "x86_64", Redactor())
-    shape = {abi.Kind.WINDOW: 152, abi.Kind.FORK: 24, abi.Kind.EXEC: 64, abi.Kind.CALL: 64}.get(kind, 0)
+    shape = SHAPES.get(kind, HEADER) - HEADER
     chunks = st.tuples(st.sampled_from([*Part, 99, 3 | abi.PART_CUT]), st.binary(max_size=20))
-    body = data.draw(st.binary(min_size=shape, max_size=shape))
+    start = data.draw(st.binary(min_size=shape, max_size=shape))
     tail = b"".join(
-        struct.pack("=HH", k, len(v)) + v for k, v in data.draw(st.lists(chunks, max_size=5))
+        bytes(abi.Part(kind=k, len=len(v))) + v for k, v in data.draw(st.lists(chunks, max_size=5))
     ) + data.draw(st.binary(max_size=5))
-    found = normalizer.item(record(kind, body + tail))
+    found = normalizer.item(record(kind, start + tail, flags=data.draw(st.integers(0, 0xFFFF))))
 
     assert (found is None) == (normalizer.malformed == 1)
 
@@ -197,7 +222,7 @@ def test_fork(normalizer):
 
     assert event == ForkEvent(
         time_ns=EPOCH + 7,
-        process=Process(KEY, exe="/bin/sh", argv=("sh",), uid=5, euid=6, session=4),
+        process=Process(KEY, exe="/bin/sh", argv=("sh",), uid=5, euid=6, session=4, cgroup=8),
         tid=10,
         origin=Origin.BPF,
     )
@@ -263,6 +288,8 @@ def test_exec(normalizer):
             session=4,
             cwd="/srv/app",
             comm="python3.11",
+            before=("/bin/sh",),
+            cgroup=8,
         ),
         tid=10,
         origin=Origin.BPF,
