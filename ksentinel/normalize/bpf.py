@@ -189,7 +189,7 @@ class BpfNormalizer:
         tokens = struct.unpack_from(f"={count}H", record, _HEADER.size + _WINDOW.size)
         if not 0 < count <= abi.WINDOW or max(tokens) >= abi.TOKENS:
             raise ValueError(count)
-        kernel = None
+        why, kernel = Cause(cause), None
         if scored:
             kernel = KernelScore(
                 epoch=epoch, row=row, begin_mean=begin_mean, begin_cusum=begin_cusum, mean=mean, cusum=cusum,
@@ -203,7 +203,7 @@ class BpfNormalizer:
             first_ns=first + self.epoch_ns,
             last_ns=last + self.epoch_ns,
             tokens=tokens,
-            cause=Cause(cause),
+            cause=why,
             origin=Origin.BPF,
             lossy=bool(flags & abi.Flag.LOSSY),
             kernel=kernel,
