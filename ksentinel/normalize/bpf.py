@@ -234,8 +234,10 @@ class BpfNormalizer:
         cwd = _names(parts, abi.PartKind.CWD)
         name = _string(parts.get(abi.PartKind.NAME, b""))
         path = _absolute(name, "" if name.startswith("/") else cwd)
-        # What was executed by its descriptor has no name to be known by: it is its interpreter.
-        script = bool(flags & abi.Flag.SCRIPT) and not name.startswith("/dev/fd/")
+        # Known by what it was executed by, byte for byte, or the kernel's side would know it by another hash. That side can't
+        # tell where a relative path leads, and a descriptor is no name: then it is its interpreter, here as there.
+        named = name.startswith("/") and not name.startswith("/dev/fd/")
+        script = name if flags & abi.Flag.SCRIPT and named else ""
         process = self.table.exec(
             key,
             exe=f"{exe} (deleted)" if flags & abi.Flag.UNLINKED else exe,
@@ -247,7 +249,7 @@ class BpfNormalizer:
             auid=None if auid == _UNSET else auid,
             session=session,
             cwd=cwd,
-            script=path if script else "",
+            script=script,
             cgroup=cgroup,
         )
         return ExecEvent(

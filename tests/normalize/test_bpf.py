@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ksentinel import syscalls
 from ksentinel.bpf import abi
+from ksentinel.bpf.pathhash import program_hash
 from ksentinel.event import (
     Address,
     ExecEvent,
@@ -268,8 +269,66 @@ def test_known_is_masked():
     assert normalizer.table.get(10).argv == ("mysql", "-p***")
 
 
+SEED = 0x5EED
+
+
+def told(normalizer, *families):
+    """Return what the kernel's side is told of each process, by pid."""
+    return dict(normalizer.introductions(SEED, families))
+
+
+def test_introductions(normalizer):
+    """The kernel's side is told program and service by their hashes, and what starts services."""
+    normalizer.known(
+        [
+            running(1, exe="/sbin/init"),
+            running(9, parent=1, exe="/usr/sbin/sshd"),
+            running(10, parent=9, exe="/usr/bin/bash"),
+            running(11, parent=10, exe="/usr/bin/vi"),
+            running(12, parent=1, exe="/usr/sbin/nginx"),
+            running(13, parent=12, exe=""),
+        ]
+    )
+    flag, found = abi.ProcessFlag, told(normalizer)
+
+    assert {pid: process.flags for pid, process in found.items()} == {
+        1: flag.LAUNCHER,
+        9: flag.LAUNCHER,
+        10: flag.TERMINAL,
+        11: flag.SERVED | flag.BY_TERMINAL,
+        12: 0,
+        13: flag.SERVED,
+    }
+    assert {pid: process.program for pid, process in found.items()} == {
+        pid: program_hash(normalizer.table.get(pid).exe, SEED) for pid in (1, 9, 10, 11, 12, 13)
+    }
+    assert found[13].program == 0
+    assert [found[pid].service for pid in (9, 10, 11, 13)] == [
+        0, 0, program_hash("/usr/bin/bash", SEED), program_hash("/usr/sbin/nginx", SEED),
+    ]  # fmt: skip
+
+
+def test_introductions_of_families(normalizer):
+    """Whoever descends from a process that is wanted is marked, and nobody else."""
+    normalizer.known([running(1), running(9, parent=1), running(10, parent=9), running(11, parent=1)])
+    marked = [pid for pid, one in told(normalizer, 9).items() if one.flags & abi.ProcessFlag.FAMILY]
+
+    assert marked == [9, 10]
+
+
+def test_introduction_of_what_it_was(normalizer):
+    """What a process was before goes along, as far as it is known."""
+    for exe in ("/bin/a", "/bin/b", "/bin/c"):
+        normalizer.item(exec_(EXE=exe))
+        found = told(normalizer)[10]
+        before = normalizer.table.get(10).before
+        assert list(found.before)[: found.known] == [program_hash(name, SEED) for name in before]
+
+    assert before == ("/bin/b", "/bin/a")
+
+
 def test_exec(normalizer):
-    """A process becomes another program; scripts keep the name they were asked for by."""
+    """A process becomes another program; what was asked for keeps its name."""
     normalizer.table.add(Process(KEY, exe="/bin/sh"))
     event = normalizer.item(
         exec_(EXE="/usr/bin/python3.11", CWD="/srv/app", NAME=b"./run.py\0", ARGV=b"python3\0./run.py\0")
@@ -327,6 +386,40 @@ def test_argv(normalizer, argv, words):
 def test_exec_path(normalizer, name, path):
     """The working directory is where a relative path starts, and says nothing of an absolute one."""
     assert normalizer.item(exec_(EXE="/usr/bin/python3.11", CWD="/srv/app", NAME=name)).path == path
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "program"),
+    [
+        (b"/srv/run.py\0", abi.Flag.SCRIPT, "#!/srv/run.py"),
+        (b"/srv/run.py\0", 0, "/usr/bin/python3.11"),
+        (b"/srv//./run.py\0", abi.Flag.SCRIPT, "#!/srv//./run.py"),
+        (b"./run.py\0", abi.Flag.SCRIPT, "/usr/bin/python3.11"),
+        (b"/dev/fd/3\0", abi.Flag.SCRIPT, "/usr/bin/python3.11"),
+        (b"/dev/fd/3/run.py\0", abi.Flag.SCRIPT, "/usr/bin/python3.11"),
+        (b"", abi.Flag.SCRIPT, "/usr/bin/python3.11"),
+    ],
+)
+def test_script(normalizer, name, flags, program):
+    """A script is known by the path it was executed by, byte for byte, as the kernel's side knows it; without one, it is its interpreter."""
+    found = normalizer.item(
+        exec_(EXE="/usr/bin/python3.11", CWD="/srv", NAME=name, options={"flags": flags})
+    ).process
+
+    assert (found.program, found.exe) == (program, "/usr/bin/python3.11")
+
+
+def test_what_it_was(normalizer):
+    """The last two programs stay known, the newest first, and go to a child."""
+    for exe in ("/bin/a", "/bin/b", "/bin/c"):
+        normalizer.item(exec_(EXE=exe, NAME=exe.encode() + b"\0"))
+    after = normalizer.item(
+        exec_(EXE="/bin/sh", NAME=b"/srv/d\0", options={"flags": abi.Flag.SCRIPT})
+    ).process
+    child = normalizer.item(fork(parent=10, pid=11)).process
+
+    assert (after.program, after.before) == ("#!/srv/d", ("/bin/c", "/bin/b"))
+    assert (child.program, child.before, child.script) == (after.program, after.before, "/srv/d")
 
 
 def test_exec_flags(normalizer):
