@@ -22,7 +22,17 @@ def text(raw):
 
 @pytest.mark.parametrize(
     "program",
-    ["", "/", "//", "bin/sh", "./sh", ".../sbin/sshd", "/usr/bin/x (deleted)", "/memfd:x (deleted)", "socket:[1]"],
+    [
+        "",
+        "/",
+        "//",
+        "bin/sh",
+        "./sh",
+        ".../sbin/sshd",
+        "/usr/bin/x (deleted)",
+        "/memfd:x (deleted)",
+        "socket:[1]",
+    ],
 )
 def test_nameless(program):
     """What has no path from the root has no hash."""
