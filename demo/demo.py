@@ -141,7 +141,7 @@ def live(keep: Path | None) -> None:
                 "--scores",
                 work / "scores.jsonl",
             ]
-            watching = [*as_root(), *KSENTINEL, "monitor", "--json", *options]
+            watching = [*as_root(), *KSENTINEL, "monitor", "--json", "--no-control", *options]
         with monitoring(watching, work), Visitors(server, seed=100):
             time.sleep(CALM_SECONDS if not keep else 10)
             calm_until = time.time()
@@ -337,11 +337,18 @@ def counters(account: dict[str, Any], audit: dict[str, Any]) -> None:
     """What was seen, and what was lost."""
     out.rule("Accounting")
     seen, walk = account["account"], account["walk"]
-    if "seen" in seen:
+    if "scored" in seen:
         out.print(
-            f"{seen['seen']:,.0f} system calls seen = {seen['recorded']:,.0f} recorded + {seen['own']:,.0f} own + "
-            f"{seen['excluded']:,.0f} excluded + {seen['no_storage']:,.0f} no storage + {seen['contended']:,.0f} contended; "
-            f"dropped records: {seen['windows_dropped'] + seen['calls_dropped'] + seen['lifecycle_dropped']:,.0f}; "
+            f"{seen['seen']:,.0f} system calls seen = {seen['scored']:,.0f} scored in the kernel + "
+            f"{seen['unscored']:,.0f} unscored + {seen['own']:,.0f} own + {seen['excluded']:,.0f} excluded + "
+            f"{seen['no_storage']:,.0f} no storage + {seen['contended']:,.0f} contended"
+        )
+        reached = seen["windows_ungated"] + seen["windows_flagged"] + seen["windows_sampled"]
+        out.print(
+            f"{reached + seen['windows_gated']:,.0f} windows closed = {seen['windows_gated']:,.0f} stayed in the kernel + "
+            f"{seen['windows_flagged']:,.0f} flagged + {seen['windows_sampled']:,.0f} sampled + "
+            f"{seen['windows_ungated']:,.0f} not gated; dropped records: "
+            f"{seen['windows_dropped'] + seen['calls_dropped'] + seen['lifecycle_dropped']:,.0f}; "
             f"missed runs: {seen.get('missed_runs', 0):,.0f}"
         )
     out.print(

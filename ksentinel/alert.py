@@ -168,6 +168,7 @@ def _anomaly(anomaly: Anomaly, arch: str) -> dict[str, Any]:
         "decided_by": anomaly.decided_by,
         "profile": list(anomaly.profile),
         "unseen": anomaly.unseen,
+        **({"note": anomaly.note} if anomaly.note else {}),
         "calibrated_on": anomaly.calibrated_on,
         "members": [{"name": m.name, "score": m.score, "p_value": m.p_value} for m in anomaly.members],
         "window": {

@@ -5,6 +5,7 @@ import errno
 import os
 import platform
 import pwd
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,6 +79,18 @@ Pids = Annotated[
 Uids = Annotated[
     list[str] | None,
     typer.Option("--uid", metavar="USER", help="Watch only this user's processes (repeatable)."),
+]
+CgroupNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cgroup",
+        metavar="NAME",
+        help="Watch only this control group and those below it: a path, a unit, a container or an id (repeatable).",
+    ),
+]
+ControlFile = Annotated[
+    Path | None,
+    typer.Option("--control", metavar="FILE", readable=False, help="The daemon's control socket."),
 ]
 Duration = Annotated[
     str | None, typer.Option("--for", metavar="TIME", help="Stop by itself after, e.g., 90s, 10m, 2h.")
@@ -220,6 +233,7 @@ def record(
     exe: Exes = None,
     pid: Pids = None,
     uid: Uids = None,
+    cgroup: CgroupNames = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
@@ -231,18 +245,26 @@ def record(
     seconds = parse_duration(duration)
     if out.exists():  # said before the kernel is asked for anything
         raise InputError("exists already", at=out, remedy="name another file, or remove it")
-    wanted, keep = host.watching(exe or [], pid or [], uid or [], [])
-    facts = host.facts() | {"exe": exe or [], "pid": pid or [], "uid": uid or []}
+    wanted, keep = host.watching(exe or [], pid or [], uid or [], cgroup or [])
+    facts = host.facts() | {"exe": exe or [], "pid": pid or [], "uid": uid or [], "cgroup": cgroup or []}
+    programs: set[str] = set()
+
+    def attend(item: Any) -> None:
+        if item is not None:
+            programs.add(item.process.program)
+
     with ExitStack() as stack:
         stop = stack.enter_context(host.stopping(seconds))
-        stream = stack.enter_context(host.live(settings, stop, wanted=wanted, keep=keep))
+        stream = stack.enter_context(
+            host.live(settings, stop, wanted=wanted, keep=keep, attend=attend, tell=_status)
+        )
         writer = stack.enter_context(Writer(out, facts))
         _status(f"recording to {out}" + ("" if seconds is None else f" for {seconds:g} s") + "; Ctrl-C stops")
         for batch in stream:
             writer.write(batch)
         account = stream.account()
         writer.account(account)
-        writer.note({"ended_ns": time.time_ns()})
+        writer.note({"ended_ns": time.time_ns(), "contents": host.hashes(programs)})
     _print_json({"recording": str(out), "account": account}) if json else account_table(account)
 
 
@@ -280,12 +302,15 @@ def train(
     windows: list[Window] = []
     named: list[facts.Recording] = []
     about: dict[str, Any] = {}
+    contents: dict[str, str] = {}
     arches = set()
     for path in recordings:
         with Reader(path) as recording:
             about = recording.facts
             arches.add(_arch_of(recording))
             windows.extend(recording.windows())
+            told = recording.facts.get("contents")
+            contents |= told if isinstance(told, dict) else {}
         with path.open("rb") as file:
             named.append(facts.Recording(path.name, hashlib.file_digest(file, "sha256").hexdigest()))
     arch = _one_arch(arches)
@@ -300,6 +325,7 @@ def train(
         recordings=tuple(named),
         host=str(about.get("host", "")),
         kernel=str(about.get("kernel", "")),
+        contents={str(program): str(sha256) for program, sha256 in sorted(contents.items())},
     )
     artifact.save(trained.model, out, known)
     if json:
@@ -350,7 +376,7 @@ def replay(
         if logs:
             sources.append(audit)
         pipeline = _pipeline(settings, rules, model, arch=arch)
-        outlet = stack.enter_context(_outlet(store, json=json))
+        outlet = stack.enter_context(_outlet(store, settings, pipeline, json=json))
         if scores is not None:
             from ksentinel.sinks.scores import Scores
 
@@ -379,6 +405,9 @@ def monitor(
     exe: Exes = None,
     pid: Pids = None,
     uid: Uids = None,
+    cgroup: CgroupNames = None,
+    control: ControlFile = None,
+    no_control: Annotated[bool, typer.Option("--no-control", help="Have no control socket.")] = False,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
@@ -390,27 +419,45 @@ def monitor(
     """
     settings = _config(config)
     seconds = parse_duration(duration)
-    wanted, keep = host.watching(exe or [], pid or [], uid or [], [])
+    wanted, keep = host.watching(exe or [], pid or [], uid or [], cgroup or [])
     table = None
     if model is not None:
         from ksentinel.detectors import artifact
 
         table = artifact.load_kernel(model, arch=platform.machine(), uid=host.user())
+        manifest = artifact.read_manifest(model, uid=host.user())
+    socket = _socket(settings, control, off=no_control)
     pipeline = _pipeline(settings, rules, model, arch=platform.machine())
     with ExitStack() as stack:
+        contents = None
+        if model is not None:
+            contents = stack.enter_context(host.contents(manifest, pipeline.model, _status))
         stop = stack.enter_context(host.stopping(seconds))
         stream = stack.enter_context(
-            host.live(settings, stop, wanted=wanted, keep=keep, table=table, gate=table is not None)
+            host.live(
+                settings,
+                stop,
+                wanted=wanted,
+                keep=keep,
+                table=table,
+                gate=table is not None,
+                contents=contents,
+                tell=_status,
+            )
         )
-        outlet = stack.enter_context(_outlet(store or host.default_store(), json=json))
+        kept = store or host.default_store()
+        outlet = stack.enter_context(_outlet(kept, settings, pipeline, json=json))
         if scores is not None:
             from ksentinel.sinks.scores import Scores
 
             pipeline.watch = stack.enter_context(Scores(scores))
-        losses = _Losses()
-        pipeline.on_loss = losses.add
         alone = " by rules alone (no --model)" if model is None else ""
-        kept = store or host.default_store()
+        if socket is not None:
+            stack.enter_context(
+                host.control(settings, socket, stream, pipeline, model=model, store=kept, tell=_status)
+            )
+        elif not no_control:
+            _status("no control socket: XDG_RUNTIME_DIR is not set (name one by --control)")
         _status(
             f"watching{alone}"
             + ("" if seconds is None else f" for {seconds:g} s")
@@ -420,25 +467,6 @@ def monitor(
             outlet(alert)
         account = stream.account()
     _finish([account], pipeline.account(), [], json=json)
-
-
-class _Losses:
-    """Says that records are being lost, while it happens, at most every few seconds."""
-
-    _EVERY = 5.0
-
-    def __init__(self) -> None:
-        self._untold = 0
-        self._told = 0.0
-
-    def add(self, lost: int) -> None:
-        self._untold += lost
-        now = time.monotonic()
-        if now - self._told >= self._EVERY:
-            _status(
-                f"{self._untold:,} records lost: this host does more than can be watched, alerts may be missing"
-            )
-            self._untold, self._told = 0, now
 
 
 @app.command()
@@ -460,11 +488,12 @@ def alerts(
         raise UsageError(f"--{error}") from None
     with Store(store or host.store_to_read(), host.user()) as kept:
         found = list(kept.alerts(least=level, limit=limit))
+        removed = kept.removed()["alerts_removed"]
     if json:
         for alert in found:
             _print_json(alert)
     else:
-        alerts_table(found, limit=limit)
+        alerts_table(found, limit=limit, removed=removed)
 
 
 @app.command()
@@ -479,7 +508,91 @@ def explain(
 
     with Store(store or host.store_to_read(), host.user()) as kept:
         alert = kept.get(alert_id)
-    _print_json(alert) if json else explanation(alert)
+        flown = kept.flown(str(alert["id"]))
+    if json:
+        _print_json(alert)
+        return
+    there = "" if store is None else f" --store {shlex.quote(str(store))}"
+    explanation(alert, flown, f"ksentinel events {alert['id']}{there}")
+
+
+@app.command()
+def events(
+    alert_id: Annotated[
+        str | None, typer.Argument(metavar="[ALERT_ID]", help="Only of this alert: its id, or how it begins.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="From then on: 10m, '2h ago', 14:30, 2024-05-01T14:30:00Z."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Up to then.")] = None,
+    pid: Annotated[int | None, typer.Option(metavar="N", min=0, help="This process or thread alone.")] = None,
+    exe: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Executables like this: nginx, '/tmp/*'.")
+    ] = None,
+    path: Annotated[str | None, typer.Option(metavar="PATTERN", help="That name such a file.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="That name such an address: 10.0.0.0/8, 10.0.0.1:443, :53."),
+    ] = None,
+    syscall: Annotated[
+        str | None, typer.Option(metavar="NAME", help="This system call; windows in which it occurs, too.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="exec, fork, exit, syscall, audit or window.")
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="How many at most: the last.", min=1)] = 1000,
+    recording: Annotated[
+        Path | None,
+        typer.Option(
+            "--recording", metavar="FILE", readable=False, help="Search this recording, not the store."
+        ),
+    ] = None,
+    store: StoreFile = None,
+    json: Json = False,
+) -> None:
+    """Search the events around alerts, or a recording. What a process and its family did before and after."""
+    from ksentinel import search
+    from ksentinel.recording import Reader
+    from ksentinel.report import events_table
+    from ksentinel.store import Store
+
+    if recording is not None and (alert_id is not None or store is not None):
+        raise UsageError(
+            f"--recording and {'ALERT_ID' if alert_id is not None else '--store'} can't go together",
+            remedy="a recording holds no alerts: `ksentinel replay` makes them",
+        )
+    now = host.now()
+
+    def given(value: str | None, parse: Callable[..., Any], option: str, *more: Any) -> Any:
+        return None if value is None else parse(value, option, *more)
+
+    wanted = search.Search(
+        since_ns=given(since, search.parse_time, "--since", now, host.local),
+        until_ns=given(until, search.parse_time, "--until", now, host.local),
+        pid=pid,
+        exe=given(exe, search.parse_glob, "--exe"),
+        path=given(path, search.parse_glob, "--path"),
+        address=given(address, search.parse_endpoint, "--address"),
+        syscall=given(syscall, search.parse_syscall, "--syscall"),
+        kind=given(kind, search.parse_kind, "--kind"),
+    )
+    if wanted.since_ns is not None and wanted.until_ns is not None and wanted.since_ns > wanted.until_ns:
+        raise UsageError(f"--since {since!r} is after --until {until!r}", remedy="turn them round")
+    alert, removed = None, 0
+    if recording is not None:
+        with Reader(recording) as reader:
+            results = search.among(reader, wanted, limit, _arch_of(reader))
+    else:
+        with Store(store or host.store_to_read(), host.user()) as kept:
+            alert = None if alert_id is None else kept.get(alert_id)
+            results = kept.events(wanted, limit, "" if alert is None else str(alert["id"]))
+            removed = kept.removed()["events_removed"]
+    if json:
+        for found in results.found:
+            _print_json(found.to_plain())
+    else:
+        events_table(results, alert=alert, removed=removed, asked=wanted.times())
 
 
 def parse_duration(text: str | None) -> float | None:
@@ -502,6 +615,15 @@ def parse_duration(text: str | None) -> float | None:
     if not 0 < seconds < 10 * 365 * 86400:
         raise UsageError(f"--for {text!r} is no duration", remedy="say 90s, 10m or 2h")
     return seconds
+
+
+def _socket(settings: Config, named: Path | None, *, off: bool) -> Path | None:
+    """Return where the control socket is to be; None if there is to be none."""
+    if named is not None and off:
+        raise UsageError("--control and --no-control exclude each other", remedy="say one of them")
+    if off:
+        return None
+    return named or (Path(settings.control.socket) if settings.control.socket else host.default_socket())
 
 
 def _config(path: Path | None) -> Config:
@@ -575,14 +697,24 @@ def _mute_model(model: Path | None, walked: dict[str, int]) -> None:
 
 
 @contextmanager
-def _outlet(store: Path | None, *, json: bool) -> Iterator[Callable[[Any], None]]:
-    """Give a function that takes each alert to the store, and to the terminal or as JSON to standard output."""
+def _outlet(
+    store: Path | None, settings: Config, pipeline: Any, *, json: bool
+) -> Iterator[Callable[[Any], None]]:
+    """
+    Give a function that takes each alert to the store, and to the terminal or as JSON to standard output.
+
+    With a store *pipeline* gets a flight recorder, which keeps events there.
+    """
+    from ksentinel.flight import Flight
     from ksentinel.report import alert_line
     from ksentinel.sinks.jsonlines import JsonLines
     from ksentinel.store import Store
 
     with ExitStack() as stack:
-        kept = stack.enter_context(Store(store, host.user(), write=True)) if store is not None else None
+        kept = None
+        if store is not None:
+            kept = stack.enter_context(Store(store, host.user(), write=True, bounds=settings.store))
+            pipeline.flight = Flight(kept.keep, arch=pipeline.incidents.arch)
         sink = JsonLines(sys.stdout.buffer) if json else None
 
         def take(alert: Any) -> None:

@@ -17,6 +17,7 @@ from ksentinel.errors import ConfigError, Location
 
 _LONGEST = 10 * 365 * 86400
 _LARGEST_RING = 1024
+_MOST = 1_000_000_000
 _LARGEST_FILE = 1 << 16
 _DEEPEST = 8
 
@@ -64,6 +65,26 @@ class PrivacyConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """Alerts and the events around them, on disk."""
+
+    max_alerts: int = 10_000
+    """Beyond so many alerts those written longest ago are removed."""
+    max_events: int = 100_000
+    """The same of kept events; one that several alerts keep counts for each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlConfig:
+    """The control socket."""
+
+    socket: str = ""
+    """Its path; empty: /run/ksentinel/control.sock for root, in $XDG_RUNTIME_DIR for others."""
+    group: str = "ksentinel"
+    """Whose members may ask."""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All rooms' parts."""
 
@@ -71,6 +92,8 @@ class Config:
     incident: IncidentConfig = field(default_factory=IncidentConfig)
     rules: RulesConfig = field(default_factory=RulesConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
 
     @classmethod
     def from_dict(
@@ -135,6 +158,12 @@ class Config:
                         f"[{section}] {name} is {value}",
                         at=where(section, name),
                         remedy=f"say more than 0 and less than {_LONGEST}",
+                    )
+                if name.startswith("max_") and not 1 <= value <= _MOST:
+                    raise ConfigError(
+                        f"[{section}] {name} is {value}",
+                        at=where(section, name),
+                        remedy=f"say a number from 1 to {_MOST}",
                     )
         config = cls(**parts)
         size = config.collector.ring_megabytes

@@ -63,6 +63,8 @@ class Process:
         The programs before this one, the newest first, at most `BEFORE`; a child has its parent's.
     cgroup
         Id of its control group (v2), as it was at its last fork or exec, if known.
+    unit, container
+        systemd's unit and a runtime's container that this control group belongs to, by its name.
     service
         The topmost ancestor that belongs to the same service (see `normalize.processes`); None if that is
         this process itself.
@@ -87,6 +89,8 @@ class Process:
     script: str = ""
     before: tuple[str, ...] = ()
     cgroup: int | None = None
+    unit: str = ""
+    container: str = ""
     depth: int = field(default=0, repr=False, compare=False)
 
     @property

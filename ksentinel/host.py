@@ -5,13 +5,17 @@ The host, as the rooms are handed it: its clock, its user, its signals, its live
 With `cli` the only place that asks for any of these.
 """
 
+import grp
 import os
 import platform
 import pwd
+import re
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +25,7 @@ from ksentinel.config import Config
 from ksentinel.errors import InputError, UsageError
 
 SYSTEM_STORE = Path("/var/lib/ksentinel/alerts.db")
+SYSTEM_SOCKET = Path("/run/ksentinel/control.sock")
 
 
 def default_store() -> Path:
@@ -50,10 +55,37 @@ def store_to_read() -> Path:
     return path
 
 
+def default_socket() -> Path | None:
+    """Return where the daemon can be asked: system-wide for root; None for others who have no XDG_RUNTIME_DIR."""
+    if os.geteuid() == 0:
+        return SYSTEM_SOCKET
+    folder = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    return folder / "ksentinel" / SYSTEM_SOCKET.name if folder.is_absolute() else None
+
+
+def socket_to_ask() -> Path:
+    """Return `default_socket` if there is one, the system's otherwise: members of its group may ask there."""
+    path = default_socket()
+    return path if path is not None and path.exists() else SYSTEM_SOCKET
+
+
 def user() -> int:
     """Return whose files are trusted besides root's: the caller's, also through sudo (who could do as root anyway)."""
     caller = os.environ.get("SUDO_UID", "")
     return int(caller) if os.geteuid() == 0 and caller.isdigit() else os.getuid()
+
+
+def now() -> datetime:
+    """Return the time, in this host's zone."""
+    return datetime.now().astimezone()
+
+
+def local(naive: datetime) -> datetime:
+    """Return a time of this host's zone, as it was then (summer or winter); ValueError if there is none."""
+    try:
+        return naive.astimezone()
+    except OSError as error:  # as far from today as that is, the C library knows no zones
+        raise ValueError(str(error)) from None
 
 
 def facts() -> dict[str, Any]:
@@ -79,7 +111,7 @@ def redactor(settings: Config) -> Any:
 
 @contextmanager
 def stopping(seconds: float | None) -> Iterator[Callable[[], bool]]:
-    """Give a function that tells when to stop: at a signal, or after *seconds*."""
+    """Give a function that tells when to stop: at a signal, or *seconds* after it was first asked."""
     signalled = False
 
     def handler(_number: int, _frame: FrameType | None) -> None:
@@ -90,9 +122,16 @@ def stopping(seconds: float | None) -> Iterator[Callable[[], bool]]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
         caught.append(signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in caught}
-    end = None if seconds is None else time.monotonic() + seconds
+    begun: list[float] = []
+
+    def stop() -> bool:
+        # Time counts from the first question: attaching is over by then.
+        if not begun:
+            begun.append(time.monotonic())
+        return signalled or (seconds is not None and time.monotonic() >= begun[0] + seconds)
+
     try:
-        yield lambda: signalled or (end is not None and time.monotonic() >= end)
+        yield stop
     finally:
         for number, old in before.items():
             signal.signal(number, old)
@@ -107,6 +146,9 @@ def live(
     keep: Callable[[Any], bool] | None = None,
     table: Any = None,
     gate: bool = False,
+    attend: Callable[[Any], None] | None = None,
+    contents: Any = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[Any]:
     """
     Give the stream of this host's system calls, the collector attached; raises HostError.
@@ -121,18 +163,26 @@ def live(
         What the kernel scores with.
     gate
         Let out only what is unusual by it, and a sample.
+    attend
+        Is shown each item, and None after each batch.
+    contents
+        What recognises programs by content, in its place.
+    tell
+        Is told when an overload begins, and when it is over.
     """
     from ksentinel.bpf.abi import Class, NameFlag
     from ksentinel.normalize.bpf import BpfNormalizer
+    from ksentinel.normalize.cgroups import Cgroups
     from ksentinel.normalize.processes import LAUNCHERS, TERMINALS, ProcessTable
     from ksentinel.shipped import shipped
     from ksentinel.sources.procfs import running
     from ksentinel.sources.ringbuf import IN_HOMES, PREFIXES, Collector
     from ksentinel.streams import Live
+    from ksentinel.support import serves_32_bit
 
     epoch_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     arch = platform.machine()
-    normalizer = BpfNormalizer(ProcessTable(), epoch_ns, arch, redactor(settings))
+    normalizer = BpfNormalizer(ProcessTable(), epoch_ns, arch, redactor(settings), Cgroups())
     path_seed = int.from_bytes(os.urandom(8), "little")
 
     def introduce() -> Any:
@@ -157,16 +207,57 @@ def live(
         sample=settings.collector.sample,
         wanted=wanted,
         calls_a_second=settings.collector.calls_a_second,
+        compat=serves_32_bit(arch),
         path_seed=path_seed,
         names=dict.fromkeys(LAUNCHERS, NameFlag.LAUNCHER) | dict.fromkeys(TERMINALS, NameFlag.TERMINAL),
         prefixes={**PREFIXES, **prefixes},
         processes=introduce,
     ) as collector:
-        yield Live(collector, normalizer, stop, keep)
+        if contents is not None:
+            contents.recognise, attend = collector.recognise, contents.attend
+        yield Live(collector, normalizer, stop, keep, attend=attend, contents=contents, tell=tell)
+
+
+def hashes(programs: set[str], *, most: int = 4096) -> dict[str, str]:
+    """Return the SHA-256 of programs as they are on this host now: of those that can be read and named in UTF-8."""
+    from ksentinel.executables import Executables
+
+    files, found = Executables(), {}
+    for program in sorted(programs)[:most]:
+        if not program.isprintable():
+            continue
+        if sha256 := files.look(program.removeprefix("#!"), follow=True).sha256:
+            found[program] = sha256
+    return found
+
+
+@contextmanager
+def contents(manifest: Any, model: Any, tell: Callable[[str], None]) -> Iterator[Any]:
+    """Give what recognises programs by content, for a model; for the kernel's part of it once that is attached."""
+    from ksentinel.contents import Contents
+    from ksentinel.executables import Executables, Hasher, Kind, Known, Recognition, Recognizer
+
+    known = [Known(program, sha256) for program, sha256 in manifest.facts.contents.items()]
+
+    def recognised(found: Recognition) -> None:
+        if found.kind is Kind.UNCHECKED or (found.profile, "") not in model.profiles.roots:
+            return
+        if found.kind is Kind.COPY:
+            note = f"it has the content of {found.content_of}"
+            watcher.recognise(found.path, found.profile)
+        else:
+            other = f": it has the content of {found.content_of}" if found.content_of else ""
+            note = f"its content has changed since training{other}"
+        model.recognise(found.path, found.profile, note)
+        tell(f"{found.path}: {note}; it is compared with {found.profile}")
+
+    with Hasher[str](Executables()) as hasher:
+        watcher: Any = Contents(hasher, Recognizer(known), recognised)
+        yield watcher
 
 
 def watching(
-    exes: list[str], pids: list[int], uids: list[str], cgroups: list[int]
+    exes: list[str], pids: list[int], uids: list[str], cgroups: list[str]
 ) -> tuple[Any, Callable[[Any], bool] | None]:
     """
     Return who is watched, for the kernel's side, and which items to keep of the lifecycle of all others, for ours.
@@ -189,7 +280,11 @@ def watching(
             raise UsageError(f"--pid {pid}: there is no such process", remedy="`ps -e` lists them")
     names = {str(Path(exe).resolve()) for exe in exes}
     names |= {f"#!{name}" for name in names}
-    numbers, users, groups = set(pids), {user_id(name) for name in uids}, set(cgroups)
+    numbers, users, groups = set(pids), {user_id(name) for name in uids}, set()
+    if cgroups:
+        from ksentinel.normalize.cgroups import Cgroups
+
+        groups = {number for text in cgroups for number in Cgroups().find(text)}
     wanted = Wanted(tuple(sorted(names)), tuple(sorted(users)), tuple(sorted(groups)), tuple(sorted(numbers)))
 
     def keep(item: Any) -> bool:
@@ -215,3 +310,100 @@ def user_id(name: str) -> int:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
         raise UsageError(f"--uid {name!r}: there is no such user", remedy="say a name or a number") from None
+
+
+@contextmanager
+def control(
+    settings: Config,
+    path: Path,
+    stream: Any,
+    pipeline: Any,
+    *,
+    model: Path | None,
+    store: Path,
+    tell: Callable[[str], None],
+) -> Iterator[None]:
+    """Answer what the control socket is asked, meanwhile; raises InputError if it can't be there."""
+    from dataclasses import asdict
+
+    from ksentinel.control import Control
+    from ksentinel.protocol import Group, Request
+    from ksentinel.status import Meter, Status
+    from ksentinel.trail import Trail
+
+    meter = Meter(time.monotonic, cpu_seconds, memory_bytes)
+    since_ns, since = time.time_ns(), time.monotonic()
+    about = None if model is None else model_status(model)
+
+    def status(_arguments: Any) -> dict[str, Any]:
+        told = Status(
+            version=ksentinel.__version__,
+            pid=os.getpid(),
+            mode="monitor",
+            since_ns=since_ns,
+            seconds=round(time.monotonic() - since, 3),
+            model=about,
+            rules=len(pipeline.rules),
+            store=str(store),
+            lost=stream.lost(),
+            account=stream.account(),
+            walk=pipeline.account(),
+            control=asked.account(),
+            usage=meter.usage(),
+        )
+        return asdict(told)
+
+    asked = Control(
+        path,
+        Group(settings.control.group, group_id(settings.control.group)),
+        {"status": Request(status, changes=False)},
+        owner=os.geteuid(),
+        trail=Trail(store.parent / "changes.jsonl", os.geteuid()),
+        tick=meter.sample,
+        tell=tell,
+    )
+    with asked:
+        yield
+
+
+def group_id(name: str) -> int | None:
+    """Return a group's number; None if there is none, or if this user can't give files to it."""
+    try:
+        gid = grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
+    return gid if os.geteuid() == 0 or gid in os.getgroups() else None
+
+
+def model_status(folder: Path) -> Any:
+    """Return what the model in *folder* says of itself; raises ModelError."""
+    from ksentinel.detectors.artifact import read_manifest
+    from ksentinel.status import ModelStatus
+
+    known = read_manifest(folder, uid=user()).facts
+    return ModelStatus(
+        path=str(folder),
+        written_ns=(folder / "manifest.json").stat().st_mtime_ns,
+        host=known.host,
+        kernel=known.kernel,
+        recordings=tuple(recording.name for recording in known.recordings),
+        windows=known.fit,
+        executables=len(known.executables),
+    )
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process so far, all threads, user and system."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def memory_bytes() -> tuple[int, int]:
+    """
+    Return this process's resident memory and its peak.
+
+    Not ru_maxrss: it begins with what the process was before exec, whoever that was.
+    """
+    found = re.findall(r"^(VmRSS|VmHWM):\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    kilobytes = {name: int(number) for name, number in found}
+    return kilobytes["VmRSS"] << 10, kilobytes["VmHWM"] << 10

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The walk of an event, top to bottom: the one module that joins the rooms, and the counters."""
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -8,6 +9,7 @@ from ksentinel.alert import Alert
 from ksentinel.detectors import Anomaly
 from ksentinel.detectors.model import Model
 from ksentinel.event import Event
+from ksentinel.flight import Flight
 from ksentinel.incident import Incidents
 from ksentinel.level import Level
 from ksentinel.rules.ruleset import RuleSet
@@ -31,6 +33,8 @@ class Pipeline:
         Is shown every window's anomaly, also those below every threshold (for a live display).
     on_loss
         Is told, while it happens, how many more records the source has lost.
+    flight
+        Is handed every item and every alert, to keep what came before and after.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Pipeline:
         explain: Explain | None = None,
         watch: Callable[[Anomaly], None] | None = None,
         on_loss: Callable[[int], None] | None = None,
+        flight: Flight | None = None,
     ) -> None:
         self.rules = rules
         self.model = model
@@ -49,7 +54,10 @@ class Pipeline:
         self.explain = explain
         self.watch = watch
         self.on_loss = on_loss
+        self.flight = flight
         self.counts: Counter[str] = Counter()
+        # What adds up is counted at once: another thread may ask for the account at any time.
+        self._counting = threading.Lock()
 
     def walk(self, stream: Stream) -> Iterator[Alert]:
         """
@@ -67,6 +75,8 @@ class Pipeline:
             lost = now_lost
             anomalies = iter(self._assess(batch))
             for item in batch:
+                if self.flight is not None:
+                    self.flight.item(item)
                 if isinstance(item, Window):
                     anomaly = next(anomalies)
                     if anomaly is None:
@@ -78,10 +88,18 @@ class Pipeline:
                         yield from self._tell(self.incidents.anomaly(anomaly, lossy=lossy))
                 else:
                     yield from self._tell(self._match(item, lossy=lossy))
+            if self.flight is not None:
+                self.flight.flush()
         yield from self._tell(self.incidents.finish())
+        if self.flight is not None:
+            self.flight.flush()
 
     def account(self) -> dict[str, int]:
-        """Return the counters: items = events + windows; windows = windows_scored + windows_unscored."""
+        """
+        Return the counters: items = events + windows; windows = windows_scored + windows_unscored.
+
+        Thread safe, and the sums are equal at any time.
+        """
         names = (
             "items",
             "events",
@@ -94,22 +112,24 @@ class Pipeline:
             "alerts",
             "revisions",
         )
-        return {name: self.counts[name] for name in names}
+        flight = {} if self.flight is None else self.flight.account()
+        with self._counting:
+            return {name: self.counts[name] for name in names} | flight
 
     def _assess(self, batch: list[Item]) -> list[Anomaly | None]:
         """Return what the model says of each window of *batch*, None where it has no say."""
         windows = [item for item in batch if isinstance(item, Window)]
-        self.counts["items"] += len(batch)
-        self.counts["windows"] += len(windows)
-        self.counts["events"] += len(batch) - len(windows)
-        if self.model is None:
-            self.counts["windows_unscored"] += len(windows)
-            return [None] * len(windows)
         # A model of one collector's windows has no say in another's: audit sees the calls its rules name, not all.
-        fitting = [window for window in windows if window.origin == self.model.origin]
-        self.counts["windows_scored"] += len(fitting)
-        self.counts["windows_unscored"] += len(windows) - len(fitting)
-        self.counts["tokens_scored"] += sum(len(window.tokens) for window in fitting)
+        fitting = [w for w in windows if self.model is not None and w.origin == self.model.origin]
+        with self._counting:
+            self.counts["items"] += len(batch)
+            self.counts["windows"] += len(windows)
+            self.counts["events"] += len(batch) - len(windows)
+            self.counts["windows_scored"] += len(fitting)
+            self.counts["windows_unscored"] += len(windows) - len(fitting)
+            self.counts["tokens_scored"] += sum(len(window.tokens) for window in fitting)
+        if self.model is None:
+            return [None] * len(windows)
         assessed = iter(self.model.assess(fitting))
         return [next(assessed) if window.origin == self.model.origin else None for window in windows]
 
@@ -121,4 +141,6 @@ class Pipeline:
     def _tell(self, alerts: Iterator[Alert]) -> Iterator[Alert]:
         for alert in alerts:
             self.counts["alerts" if alert.revision == 1 else "revisions"] += 1
+            if self.flight is not None:
+                self.flight.alert(alert)
             yield alert if self.explain is None else self.explain(alert)

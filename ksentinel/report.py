@@ -2,6 +2,7 @@
 """What the command line shows to people: tables and paragraphs, nothing untrusted unescaped."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,8 +12,12 @@ from rich.progress import TaskID
 from rich.table import Table
 from rich.text import Text
 
-from ksentinel.alert import Alert
+from ksentinel.alert import Alert, when
+from ksentinel.explain.event import in_words
+from ksentinel.flight import Flown, Phase
 from ksentinel.printable import printable
+from ksentinel.search import Found, Results
+from ksentinel.status import Status
 from ksentinel.support import Support
 from ksentinel.syscalls import CLASSES
 from ksentinel.verdict import p_text
@@ -25,6 +30,8 @@ STYLES = {
     "informational": "dim",
 }
 _BAR = 24
+_LONGEST_EVENT = 1000
+_MINUTE = 60.0
 _ENDLESS = 100_000
 """Width of what is no terminal: files and pipes get whole lines, for grep."""
 
@@ -57,6 +64,12 @@ _SUMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("audit lines", ("lines",), ("lines_in_events", "malformed", "pending")),
     ("items", ("items",), ("events", "windows")),
     ("windows", ("windows",), ("windows_scored", "windows_unscored")),
+    (
+        "connections",
+        ("connections",),
+        ("open", "left", "idle", "timed_out", "slow", "cut_off", "faults", "rejected", "strangers"),
+    ),
+    ("requests", ("requests",), ("answered", "malformed", "refused", "failed")),
 )
 _LOSSES = (
     "dropped",
@@ -137,8 +150,8 @@ def alert_line(alert: Alert) -> None:
     _hang(out, plain("now: " + "; ".join([*rules, *model, *like]), style="dim"), 4, first=4)
 
 
-def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int) -> None:
-    """Print stored alerts; *limit* is how many were asked for at most."""
+def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int, removed: int = 0) -> None:
+    """Print stored alerts; *limit* is how many were asked for at most, *removed* had to make room for others."""
     out = console()
     if not alerts:
         out.print("no alerts")
@@ -166,11 +179,87 @@ def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int) -> None:
     )
     if len(alerts) == limit:
         told += f"; there may be more than these {limit}: --limit"
+    if removed:
+        told += f"; {_gone(removed, 'max_alerts')}"
     _hang(out, Text(told, "dim"), 0)
 
 
-def explanation(alert: Mapping[str, Any]) -> None:
-    """Print why an alert was raised."""
+def events_table(
+    results: Results, *, alert: Mapping[str, Any] | None = None, removed: int = 0, asked: str = ""
+) -> None:
+    """
+    Print what was found, in its order.
+
+    Parameters
+    ----------
+    alert
+        Whose events these are: times are then told from its opening on, too.
+    removed
+        How many kept events had to make room for others.
+    asked
+        Which times were asked for, in words.
+    """
+    out = console()
+    gone = _gone(removed, "max_events")
+    if not results.total:
+        about = "; ".join(part for part in (asked, gone) if part)
+        _hang(out, plain(f"nothing kept matches{f' ({about})' if about else ''}"), 4)
+        return
+    opened_ns = 0 if alert is None else int(alert["opened_ns"])
+    beside = [_beside(one, None if alert is None else opened_ns) for one in results.found]
+    wide, width = max(map(len, beside)), max(len(str(one.facts.pid)) for one in results.found)
+    opened = alert is None
+    for one, stands in zip(results.found, beside, strict=True):
+        facts = one.facts
+        if alert is not None and not opened and facts.time_ns > opened_ns:
+            opened = True
+            _hang(out, plain(f"{_moment(opened_ns)}  ── {alert['title']} ──", style="bold"), 4)
+        row = Text.assemble(
+            plain(_moment(facts.time_ns), style="dim"),
+            f"  {stands:>{wide}}" if wide else "",
+            plain(f"  {facts.pid:>{width}}  "),
+            plain(PurePosixPath(facts.exe).name or "(unknown)", 20, "cyan"),
+            "  ",
+            plain(in_words(one.body), _LONGEST_EVENT),
+        )
+        _hang(out, row, 25)  # below what stands after the time
+    out.print()
+    shown = len(results.found)
+    told = f"{shown:,} event{'' if shown == 1 else 's'}, times in UTC"
+    if shown < results.total:
+        told = f"the last {shown:,} of {results.total:,} events, times in UTC; --limit shows more"
+    _hang(out, Text("; ".join(part for part in (told, gone) if part), "dim"), 0)
+
+
+def _gone(removed: int, bound: str) -> str:
+    """Say how many had to make room, and which key of the configuration says so; empty if none had."""
+    return f"{removed:,} older one{'s' if removed > 1 else ''} had to make room ({bound})" if removed else ""
+
+
+def _beside(one: Found, opened_ns: int | None) -> str:
+    """Return how an event stands to the alerts that keep it, or to the one that was opened then."""
+    if not one.alerts:
+        return ""
+    identity, phase = one.alerts[0]
+    if opened_ns is not None:
+        apart = abs(one.facts.time_ns - opened_ns) / 1e9
+        return f"{phase} {'+' if phase == Phase.AFTER else '-'}{apart:.3f} s"
+    return f"{phase} {identity}" + (f" +{len(one.alerts) - 1}" if len(one.alerts) > 1 else "")
+
+
+def _moment(time_ns: int) -> str:
+    return when(time_ns)[:23].replace("T", " ")
+
+
+def explanation(alert: Mapping[str, Any], flown: Flown | None = None, command: str = "") -> None:
+    """
+    Print why an alert was raised.
+
+    Parameters
+    ----------
+    flown, command
+        How many events are kept for it, and what shows them.
+    """
     out = console()
     level = str(alert["level"])
     title = Text.assemble(
@@ -200,10 +289,70 @@ def explanation(alert: Mapping[str, Any]) -> None:
         _ngrams(out, told["ngrams"])
     if told.get("lime"):
         _lime(out, told["lime"])
+    if flown is not None:
+        out.print()
+        _hang(out, Text.assemble(("Events  ", "bold"), plain(_flown(flown, command))), 8)
 
 
-def account_table(account: Mapping[str, float], title: str = "Accounting") -> None:
-    """Print counters: first what must add up, then the others, at last those at zero in one line."""
+def _flown(flown: Flown, command: str) -> str:
+    if not flown.before + flown.after:
+        return f"none are kept{', they had to make room for newer ones' if flown.removed else ''}"
+    told = f"{flown.before:,} from before and {flown.after:,} from after it are kept"
+    if flown.beyond:
+        told += f", {flown.beyond:,} more were too many"
+    if flown.removed:
+        told += f", {flown.removed:,} had to make room for newer ones"
+    return f"{told}: {command}"
+
+
+def status_table(status: Status) -> None:
+    """Print what a running daemon says of itself."""
+    from ksentinel.alert import when
+
+    out = console()
+    model = status.model
+    usage = status.usage
+    about = "none: rules alone"
+    if model is not None:
+        where = ", ".join(part for part in (model.host, model.kernel) if part) or "a host it doesn't name"
+        about = (
+            f"{model.path}, written {when(model.written_ns)[:19].replace('T', ' ')} UTC; trained on {where}: "
+            f"{model.windows:,} windows of {model.executables:,} executables"
+        )
+    lately = (
+        "the last minute" if usage.lately_seconds >= _MINUTE else f"the last {usage.lately_seconds:.0f} s"
+    )
+    rows = {
+        "version": status.version,
+        "process": status.pid,
+        "mode": status.mode,
+        "since": f"{when(status.since_ns)[:19].replace('T', ' ')} UTC, for {_span_of(status.seconds)}",
+        "model": about,
+        "rules": status.rules,
+        "store": status.store,
+        "cpu": f"{usage.cpu_share:.1%} of a core since then, {usage.cpu_share_lately:.1%} over {lately}",
+        "memory": f"{_megabytes(usage.memory_bytes)}, at its peak {_megabytes(usage.memory_peak_bytes)}",
+        "lost": f"{status.lost:,} records",
+    }
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        style = "bold red" if name == "lost" and status.lost else ""
+        _hang(out, Text(f"{name:{width}}  ", "bold") + plain(value, style=style), width + 2)
+    out.print()
+    account_table(status.account, live=True)
+    account_table(status.walk, title="The walk", live=True)
+    account_table(status.control, title="The control socket", live=True)
+
+
+def account_table(account: Mapping[str, float], title: str = "Accounting", *, live: bool = False) -> None:
+    """
+    Print counters: first what must add up, then the others, at last those at zero in one line.
+
+    Parameters
+    ----------
+    live
+        They were read while all went on: what a sum lacks was on its way from one counter to the other.
+    """
     out = console()
     out.print(Text(title, "bold"))
     width = max((len(_number(value)) for value in account.values()), default=0)
@@ -212,7 +361,7 @@ def account_table(account: Mapping[str, float], title: str = "Accounting") -> No
         if all(name in account for name in (*wholes, *parts)):
             shown.update(wholes, parts)
             if any(account[name] for name in (*wholes, *parts)):
-                _hang(out, _sum(account, width, label, wholes, parts), width + 4)
+                _hang(out, _sum(account, width, label, wholes, parts, live=live), width + 4)
     rest = {name: value for name, value in account.items() if name not in shown}
     for name, value in rest.items():
         if value:
@@ -289,15 +438,24 @@ def _hang(out: Console, text: Text, indent: int, first: int = 0) -> None:
 
 
 def _sum(
-    account: Mapping[str, float], width: int, label: str, wholes: Sequence[str], parts: Sequence[str]
+    account: Mapping[str, float],
+    width: int,
+    label: str,
+    wholes: Sequence[str],
+    parts: Sequence[str],
+    *,
+    live: bool,
 ) -> Text:
     whole = sum(account[name] for name in wholes)
     total = sum(account[name] for name in parts)
     text = Text(f"  {_number(whole):>{width}}  {label} ")
     if len(wholes) > 1:
         text += Text("= ", "green") + _addends(account, wholes) + Text(" ")
-    text += Text("= ", "green") if total == whole else Text(f"≠ {_number(total)} = ", "bold red")
-    return text + _addends(account, parts)
+    text += Text("= ", "green") if total == whole or live else Text(f"≠ {_number(total)} = ", "bold red")
+    text += _addends(account, parts)
+    if live and total != whole:
+        text += Text(f" {'+' if total < whole else '-'} {_number(abs(whole - total))} on their way", "dim")
+    return text
 
 
 def _addends(account: Mapping[str, float], names: Sequence[str]) -> Text:
@@ -315,6 +473,21 @@ def _addends(account: Mapping[str, float], names: Sequence[str]) -> Text:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"
+
+
+def _span_of(seconds: float) -> str:
+    """Return a time as its two largest units."""
+    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    left, told = int(seconds), []
+    for size, unit in units:
+        number, left = divmod(left, size)
+        if number:
+            told.append(f"{number} {unit}")
+    return " ".join(told[:2]) or "0 s"
 
 
 def _words(name: str) -> str:
@@ -339,8 +512,6 @@ def _who(process: Mapping[str, Any]) -> str:
 
 
 def _clock(time_ns: int) -> str:
-    from ksentinel.alert import when
-
     return when(time_ns)[11:23]
 
 

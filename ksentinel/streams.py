@@ -5,15 +5,18 @@ Streams: sources and normalizers joined, ready for the walk.
 Each is a `ksentinel.sources.Stream`; a `recording.Reader` is one by itself.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from ksentinel.contents import Contents
 from ksentinel.errors import InputError
 from ksentinel.normalize.audit import AuditNormalizer
 from ksentinel.normalize.bpf import BpfNormalizer
 from ksentinel.normalize.processes import ProcessTable
 from ksentinel.normalize.redact import Redactor
+from ksentinel.overload import Overload
 from ksentinel.sources import Account, Item
 from ksentinel.sources.auditlog import AuditLog
 from ksentinel.sources.ringbuf import Collector
@@ -32,6 +35,14 @@ class Live:
         Entered already.
     keep
         Which items to let through; the others are counted as ``items_excluded``.
+    attend
+        Is shown each item, also those that aren't let through, and called with None after each batch.
+    contents
+        What recognises programs by content, for its part of the account.
+    tell
+        Is told when an overload begins and when it is over.
+    clock
+        Seconds, monotonic.
     """
 
     def __init__(
@@ -40,16 +51,29 @@ class Live:
         normalizer: BpfNormalizer,
         stop: Callable[[], bool],
         keep: Callable[[Item], bool] | None = None,
+        *,
+        attend: Callable[[Item | None], None] | None = None,
+        contents: Contents | None = None,
+        tell: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.collector = collector
         self.normalizer = normalizer
         self.stop = stop
         self.keep = keep
+        self.attend = attend
+        self.contents = contents
+        self.tell = tell
+        self.clock = clock
         self.excluded = 0
+        self.overload = Overload()
 
     def __iter__(self) -> Iterator[list[Item]]:
         while not self.stop():
             yield self._items(self.collector.poll())
+            notice = self.overload.update(self.collector.counters(), self.clock(), self.collector.fill())
+            if notice is not None and self.tell is not None:
+                self.tell(str(notice))
         for records in self.collector.finish():
             yield self._items(records)
 
@@ -59,6 +83,8 @@ class Live:
             **self.collector.account(),
             "records_malformed": self.normalizer.malformed,
             "items_excluded": self.excluded,
+            "overloads": self.overload.episodes,
+            **({} if self.contents is None else self.contents.account()),
             "processes_forgotten": self.normalizer.table.forgotten,
         }
 
@@ -68,6 +94,10 @@ class Live:
 
     def _items(self, records: Sequence[memoryview]) -> list[Item]:
         items = [item for record in records if (item := self.normalizer.item(record)) is not None]
+        if self.attend is not None:
+            for item in items:
+                self.attend(item)
+            self.attend(None)
         if self.keep is None:
             return items
         kept = [item for item in items if self.keep(item)]

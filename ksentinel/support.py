@@ -8,9 +8,11 @@ Every check takes the world as an argument (a root directory, what a trial retur
 import ctypes
 import errno
 import importlib.util
+import mmap
 import os
 import platform
 import re
+import resource
 import shutil
 import socket
 import struct
@@ -353,3 +355,50 @@ def _tried(trial: Callable[[probe.ProgramType], int], kind: probe.ProgramType) -
 
 def _errno(code: int) -> str:
     return f"{errno.errorcode.get(code, code)} ({os.strerror(code)})"
+
+
+def serves_32_bit(
+    machine: str, root: Path = Path("/"), trial: Callable[[], bool | None] | None = None
+) -> bool:
+    """
+    Tell whether this kernel serves the system calls of 32-bit programs, too.
+
+    Where its symbols say that it might, by trying one; where that can't be tried, it is taken for granted.
+    """
+    names, before = (b" __ia32_sys_", b" __arm64_compat_sys_"), b""
+    try:
+        with (root / "proc/kallsyms").open("rb") as symbols:
+            while part := symbols.read(1 << 20):
+                if any(name in before + part for name in names):
+                    break
+                before = part[-64:]
+            else:
+                return not before  # nothing to read: hidden
+    except OSError:
+        return True
+    answer = (trial or _try_32_bit)() if machine == "x86_64" else None
+    return answer is not False
+
+
+def _try_32_bit() -> bool | None:
+    """Let a child make a 32-bit system call; None if that can't be tried."""
+    child = os.fork()
+    if not child:
+        os._exit(_getpid_by_int_80())
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return False
+    return {0: True, 1: False}.get(os.waitstatus_to_exitcode(status))
+
+
+def _getpid_by_int_80() -> int:
+    """Return 0 if it gave the right answer, 1 if not, 2 if it couldn't be asked."""
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        # mov eax, 20 (getpid); push rbx; int 0x80; pop rbx; ret
+        code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        code.write(bytes.fromhex("b814000000 53 cd80 5b c3"))
+        start = ctypes.addressof(ctypes.c_char.from_buffer(code))
+        return 0 if ctypes.CFUNCTYPE(ctypes.c_int)(start)() == os.getpid() else 1
+    except Exception:  # noqa: BLE001 -- in the child nothing may get out, to run what the parent has still to do
+        return 2

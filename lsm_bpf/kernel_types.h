@@ -33,6 +33,7 @@ struct signal_struct { atomic_t live; struct pid *pids[4]; };
 struct thread_info { unsigned long flags; __u32 status; };
 struct task_struct {
         struct thread_info thread_info;
+        void *stack;
         int pid;
         int tgid;
         __u64 start_boottime;

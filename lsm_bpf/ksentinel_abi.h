@@ -230,6 +230,8 @@ struct ks_config {
         __u32 sample;         /* chance of a window that isn't flagged, in 2^-32 */
         __u32 filters;        /* bits of enum ks_filter_kind in use; 0: everything is watched */
         __u32 calls_a_second; /* argument events of one process; 0: no limit */
+        __u32 compat;         /* this kernel serves a 32-bit ABI, too */
+        __u32 unused;
 };
 
 /* One profile of a model in the kernel: docs/kernel-scoring.md. */

@@ -240,14 +240,13 @@ done:
 }
 
 /* Adds a token; tells whether the window is full by then. */
-static __always_inline int append(struct task_struct *task, struct thread *thread, __u32 token)
+static __always_inline int append(struct thread *thread, __u32 token)
 {
         __u16 n = thread->count;
 
         thread->last_tick = bpf_jiffies64();
         if (!n) {
                 thread->first_ns = bpf_ktime_get_boot_ns();
-                thread->tid = task->pid;
                 thread->begin_mean = thread->mean;
                 thread->begin_cusum = thread->cusum;
         }
@@ -321,6 +320,13 @@ static __noinline int identify(const struct ks_config *cfg, struct task_struct *
         __u32 *row = 0;
         int excluded = 0;
 
+        thread->tid = task->pid;
+        thread->epoch = cfg->epoch;
+        if ((__u32)task->tgid == cfg->own_tgid) {
+                thread->ignored = OWN;
+                thread->row = KS_ROW_NONE;
+                return 0;
+        }
         if (process) {
                 key.program = process->program;
                 key.service = process->flags & KS_PROCESS_SERVED ? process->service : process->program;
@@ -344,8 +350,7 @@ static __noinline int identify(const struct ks_config *cfg, struct task_struct *
                         excluded = 0;
         }
         thread->row = !cfg->scoring ? KS_ROW_NONE : row ? *row : cfg->base;
-        thread->excluded = excluded;
-        thread->epoch = cfg->epoch;
+        thread->ignored = excluded ? EXCLUDED : WATCHED;
         return 0;
 }
 

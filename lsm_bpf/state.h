@@ -16,7 +16,14 @@
  * another: so each has counters and scratch space of its own, and plain additions are exact. */
 enum program { SYS_ENTER, FORK, EXEC, EXIT, SWEEP, PROGRAMS };
 
-#define SLOTS 16384
+#define SLOT_BITS 14
+#define SLOTS (1 << SLOT_BITS)
+
+enum ignored {
+        WATCHED,
+        EXCLUDED,            /* nobody wants it */
+        OWN,                 /* ksentinel itself */
+};
 
 struct thread {
         __u64 low;           /* the last five tokens, 12 bits each, the newest lowest */
@@ -26,7 +33,7 @@ struct thread {
         __u32 row;           /* among all rows of all models; KS_ROW_NONE */
         __u16 count;
         __u8 depth;          /* tokens in low and high, at most 10 */
-        __u8 excluded;       /* nobody wants this thread */
+        __u8 ignored;        /* enum ignored */
         __u32 mean;
         __u32 cusum;
         __u32 peak_mean;     /* of this window, and so to sum */
@@ -43,7 +50,7 @@ struct thread {
         __u16 call_token;
         __u16 postponed;     /* the call below is still to be sent */
         __u32 sequence;
-        __u32 tid;           /* who made the tokens: an exec gives a thread its leader's id */
+        __u32 tid;           /* when it was identified: an exec gives a thread its leader's id */
         __u32 missed;        /* what was lost while someone else was busy here; only the thread itself counts it */
         __u32 missed_told;   /* how many of them a window has told of */
         __u64 excluded_calls; /* calls while it was excluded; only the thread itself counts them */
@@ -81,12 +88,15 @@ struct {
         __uint(max_entries, 16 * 1024 * 1024);
 } ring SEC(".maps");
 
-/* Where a thread's state is: in the slot of its thread id or, if another thread has that one, in its task storage. A slot
- * is found by a few instructions, where task storage costs a call into the kernel, and on processors with mitigated
- * returns a call is what costs most here. */
+/* Where a thread's state is: in a slot or, if another thread has that one, in its task storage. A slot is found by a few
+ * instructions, where task storage costs calls into the kernel, and on processors with mitigated returns these are what
+ * costs most here.
+ *
+ * A slot belongs to a kernel stack, known by where the registers of the thread's system calls are saved: always the same
+ * place as long as it lives. A stack goes from thread to thread, so a slot is given back at a thread's end, and one that is
+ * left over (nobody saw that end) at the next one's birth. */
 struct slot {
-        __u32 tid;           /* whose it is; 0: nobody's */
-        __u32 unused;
+        __u64 stack;         /* 0: nobody's */
         struct thread thread;
 };
 
@@ -193,6 +203,9 @@ static const __u32 zero = 0;
 static __u64 first_sweep_ns, first_sweep_tick;
 static __u64 tick_ns = 4000000;
 
+/* From the lower end of a kernel stack to where a system call saves the registers: found out at the first call. */
+static __u64 registers_at;
+
 static __always_inline struct ks_counters *counters_of(__u32 program)
 {
         return bpf_map_lookup_elem(&counters, &program);
@@ -253,41 +266,50 @@ static __always_inline void give_back(struct thread *thread)
 #endif
 }
 
-static __always_inline struct slot *slot_of(__u32 tid)
+static __always_inline struct slot *slot_of(__u64 stack)
 {
-        __u32 index = tid & (SLOTS - 1);
+        __u32 index = stack * 0x9e3779b97f4a7c15ULL >> (64 - SLOT_BITS);
 
         return bpf_map_lookup_elem(&slots, &index);
+}
+
+static __always_inline __u64 stack_of(struct task_struct *task)
+{
+        __u64 at = *(volatile __u64 *)&registers_at;
+
+        return at ? (__u64)task->stack + at : 0;
 }
 
 /* The state of a thread, if it has one. Who isn't that thread must take() it and then ask is_of(): a slot that was
  * found may be another thread's by then. */
 static __always_inline struct thread *thread_of(struct task_struct *task)
 {
-        struct slot *slot = slot_of(task->pid);
+        __u64 stack = stack_of(task);
+        struct slot *slot = slot_of(stack);
 
-        if (slot && slot->tid == (__u32)task->pid)
+        if (slot && stack && slot->stack == stack)
                 return &slot->thread;
         return bpf_task_storage_get(&threads, task, 0, 0);
 }
 
-static __always_inline int is_of(struct thread *thread, __u32 tid)
+static __always_inline int is_of(struct thread *thread, struct task_struct *task)
 {
-        struct slot *slot = slot_of(tid);
+        __u64 stack = stack_of(task);
+        struct slot *slot = slot_of(stack);
 
-        return !slot || &slot->thread != thread || *(volatile __u32 *)&slot->tid == tid;
+        return !slot || &slot->thread != thread || *(volatile __u64 *)&slot->stack == stack;
 }
 
 /* The state of a thread that has none yet: called by the thread itself, or by its maker before it runs. */
 static __noinline struct thread *new_thread(struct task_struct *task)
 {
-        struct slot *slot = slot_of(task->pid);
-        __u32 tid = task->pid, owner;
+        __u64 stack = stack_of(task), owner;
+        struct slot *slot = slot_of(stack);
 
-        if (slot) {
-                /* A slot with this very number is left over from a thread whose end nobody saw. */
-                owner = slot->tid == tid ? tid : __sync_val_compare_and_swap(&slot->tid, 0, tid);
-                if (!owner || owner == tid) {
+        if (slot && stack) {
+                /* A slot with this very stack is left over. */
+                owner = slot->stack == stack ? stack : __sync_val_compare_and_swap(&slot->stack, 0, stack);
+                if (!owner || owner == stack) {
                         if (!take(&slot->thread)) {
                                 __builtin_memset(&slot->thread, 0, offsetof(struct thread, busy));
                                 __builtin_memset((void *)&slot->thread + offsetof(struct thread, epoch), 0,
@@ -295,19 +317,19 @@ static __noinline struct thread *new_thread(struct task_struct *task)
                                 give_back(&slot->thread);
                                 return &slot->thread;
                         }
-                        *(volatile __u32 *)&slot->tid = 0; /* its last owner is being swept this very moment */
+                        *(volatile __u64 *)&slot->stack = 0; /* its last owner is being swept this very moment */
                 }
         }
         return bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 }
 
 /* The thread has ended. The caller has taken it, and hereby gives it back. */
-static __always_inline void free_thread(struct thread *thread, __u32 tid)
+static __always_inline void free_thread(struct thread *thread, struct task_struct *task)
 {
-        struct slot *slot = slot_of(tid);
+        struct slot *slot = slot_of(stack_of(task));
 
         if (slot && &slot->thread == thread)
-                *(volatile __u32 *)&slot->tid = 0;
+                *(volatile __u64 *)&slot->stack = 0;
         give_back(thread);
 }
 

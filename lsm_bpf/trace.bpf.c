@@ -39,20 +39,28 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  * at all, because that memory is gone or not this task's. */
 enum reading { FIRST, AGAIN, BLIND };
 
-static __always_inline __u32 token_of(struct task_struct *task, long id)
+/* A call's number and the ABI that it came through. Only the task tells whether that is the 32-bit one: what stands in the
+ * registers a program can choose. Where the kernel has no such ABI nobody needs to ask. */
+static __always_inline __u32 token_of(const struct ks_config *cfg, long id)
 {
         __u32 abi = 0;
 
+        if (cfg->compat) {
+                struct task_struct *task = bpf_get_current_task_btf();
+
 #if defined(__TARGET_ARCH_x86)
-        if (task->thread_info.status & TS_COMPAT)
-                abi = KS_TOKEN_COMPAT;
-        else if (id > 0 && (id & X32_BIT)) {
+                if (task->thread_info.status & TS_COMPAT)
+                        abi = KS_TOKEN_COMPAT;
+#elif defined(__TARGET_ARCH_arm64)
+                if (task->thread_info.flags & (1UL << TIF_32BIT_ARM64))
+                        abi = KS_TOKEN_COMPAT;
+#endif
+        }
+#if defined(__TARGET_ARCH_x86)
+        if (!abi && id > 0 && (id & X32_BIT)) {
                 abi = KS_TOKEN_X32;
                 id &= ~X32_BIT;
         }
-#elif defined(__TARGET_ARCH_arm64)
-        if (task->thread_info.flags & (1UL << TIF_32BIT_ARM64))
-                abi = KS_TOKEN_COMPAT;
 #endif
         return id < 0 || id >= KS_NUMBERS ? KS_TOKEN_INVALID : abi | (__u32)id;
 }
@@ -169,7 +177,8 @@ static __noinline __u32 class_of_path(struct scratch *s, __u32 at)
         at &= KS_DATA - 1;
         if (s->data[at] != '/')
                 return KS_CLASS_NONE;
-        __builtin_memcpy(s->prefix.path, &s->data[at], KS_PREFIX);
+        /* A plain copy of bytes that may start anywhere would go through the stack, one by one. */
+        bpf_probe_read_kernel(s->prefix.path, KS_PREFIX, &s->data[at]);
         s->prefix.bits = 8 * KS_PREFIX;
         class = bpf_map_lookup_elem(&prefixes, &s->prefix);
         return class ? *class : KS_CLASS_NONE;
@@ -217,7 +226,7 @@ static __always_inline void append_class(__u32 program, struct ks_counters *c, s
         if (class >= KS_CLASSES || !cfg)
                 return;
         c->classes[class]++;
-        full = append(task, thread, KS_TOKEN_CLASS | class);
+        full = append(thread, KS_TOKEN_CLASS | class);
         score(cfg, thread);
         if (full)
                 close_window(program, c, task, thread, KS_CAUSE_FULL);
@@ -334,12 +343,47 @@ static __noinline int keep_process(struct task_struct *task)
         return 0;
 }
 
+/* The state of the thread that makes this call, where it isn't in its slot. */
+static __noinline struct thread *find_thread(__u64 stack)
+{
+        struct task_struct *task = bpf_get_current_task_btf();
+        struct thread *thread;
+
+        if (!registers_at)
+                registers_at = stack - (__u64)task->stack;
+        thread = thread_of(task);
+        return thread ? thread : new_thread(task);
+}
+
+/* Who is ignored makes no tokens. */
+static __always_inline void count_ignored(struct ks_counters *c, struct thread *thread)
+{
+        if (thread->ignored == OWN)
+                c->own++;
+        else
+                thread->excluded_calls++;
+}
+
+/* Keeps the arguments of a call that is wanted. */
+static __noinline int keep_call(struct bpf_raw_tracepoint_args *ctx, struct thread *thread, __u32 token, __u32 wanted)
+{
+        struct task_struct *task = bpf_get_current_task_btf();
+
+        thread->call_ns = bpf_ktime_get_boot_ns();
+        thread->call_token = token;
+        read_args(thread->call_args, (struct pt_regs *)ctx->args[0], token);
+        if (wanted == KS_WANT_AT_ONCE && task->group_leader != task)
+                keep_process(task);
+        return 0;
+}
+
 SEC("raw_tp/sys_enter")
 int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
 {
         struct ks_counters *c = counters_of(SYS_ENTER);
         struct ks_config *cfg = bpf_map_lookup_elem(&config, &zero);
-        struct task_struct *task = bpf_get_current_task_btf();
+        __u64 stack = ctx->args[0];
+        struct slot *slot = slot_of(stack);
         struct ks_capture *want;
         struct thread *thread;
         __u32 token;
@@ -348,19 +392,13 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
         if (!c || !cfg)
                 return 0;
         c->seen++;
-        if ((__u32)task->tgid == cfg->own_tgid) {
-                c->own++;
-                return 0;
-        }
-        thread = thread_of(task);
-        if (!thread)
-                thread = new_thread(task);
+        thread = slot && stack && slot->stack == stack ? &slot->thread : find_thread(stack);
         if (!thread) {
                 c->no_storage++;
                 return 0;
         }
-        if (thread->excluded && thread->epoch == cfg->epoch) {
-                thread->excluded_calls++;
+        if (thread->ignored && thread->epoch == cfg->epoch) {
+                count_ignored(c, thread);
                 return 0;
         }
         if (take(thread)) {
@@ -369,32 +407,28 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
                 return 0;
         }
         if (thread->epoch != cfg->epoch) {
-                identify(cfg, task, thread);
-                if (thread->excluded) {
-                        thread->excluded_calls++;
+                identify(cfg, bpf_get_current_task_btf(), thread);
+                if (thread->ignored) {
+                        count_ignored(c, thread);
                         give_back(thread);
                         return 0;
                 }
         }
-        token = token_of(task, ctx->args[1]);
+        token = token_of(cfg, ctx->args[1]);
         if (thread->postponed)
-                send_call(SYS_ENTER, task, thread, AGAIN);
-        full = append(task, thread, token);
+                send_call(SYS_ENTER, bpf_get_current_task_btf(), thread, AGAIN);
+        full = append(thread, token);
         if (score(cfg, thread))
                 thread->scored_calls++;
         else
                 thread->unscored_calls++;
         if (full)
-                close_window(SYS_ENTER, c, task, thread, KS_CAUSE_FULL);
+                close_window(SYS_ENTER, c, bpf_get_current_task_btf(), thread, KS_CAUSE_FULL);
 
         want = bpf_map_lookup_elem(&captures, &token);
         if (want && want->wanted) {
-                thread->call_ns = bpf_ktime_get_boot_ns();
-                thread->call_token = token;
-                read_args(thread->call_args, (struct pt_regs *)ctx->args[0], token);
-                if (want->wanted == KS_WANT_AT_ONCE && task->group_leader != task)
-                        keep_process(task);
-                send_call(SYS_ENTER, task, thread, FIRST);
+                keep_call(ctx, thread, token, want->wanted);
+                send_call(SYS_ENTER, bpf_get_current_task_btf(), thread, FIRST);
         }
         give_back(thread);
         return 0;
@@ -454,6 +488,7 @@ int on_fork(__u64 *ctx)
         struct ks_process *above, *below;
         struct ks_profile *row = 0;
         struct slot *left_over;
+        __u64 stack;
         __u16 share = 256;
         struct ks_fork *f;
 
@@ -469,8 +504,9 @@ int on_fork(__u64 *ctx)
                 mean = carried(from->mean, share);
                 cusum = carried(from->cusum, share);
         }
-        left_over = slot_of(child->pid);
-        if (mean || cusum || (left_over && left_over->tid == (__u32)child->pid)) {
+        stack = stack_of(child);
+        left_over = slot_of(stack);
+        if (mean || cusum || (left_over && stack && left_over->stack == stack)) {
                 to = new_thread(child);
                 if (to) {
                         to->mean = mean;
@@ -569,9 +605,9 @@ static __noinline int begin_program(struct ks_counters *c, struct task_struct *t
         s->exec.process = process ? process->score : 0;
         s->exec.epoch = thread->epoch;
         s->exec.row = thread->row == KS_ROW_NONE ? KS_ROW_NONE : thread->row - cfg->base;
-        if (thread->excluded || cfg->stopping) /* its last window may have been swept already: this one nobody would send */
+        if (thread->ignored || cfg->stopping) /* its last window may have been swept already: this one nobody would send */
                 return 0;
-        append(task, thread, KS_TOKEN_EXEC); /* the window was closed: it can't be full */
+        append(thread, KS_TOKEN_EXEC); /* the window was closed: it can't be full */
         c->exec_tokens++;
         if (!cfg->scoring || !process)
                 return 0;
@@ -585,32 +621,6 @@ static __noinline int begin_program(struct ks_counters *c, struct task_struct *t
         accumulate(thread, row, surprise);
         s->exec.surprise = surprise;
         return 0;
-}
-
-/* The state of a thread that executes. If it isn't its process' leader it has just taken that one's id, and its state stands
- * in the slot of the id that it had. */
-static __noinline struct thread *thread_before_exec(struct ks_counters *c, struct task_struct *task, __u32 tid)
-{
-        struct thread *thread = thread_of(task), *old;
-        struct slot *slot;
-
-        if (tid == (__u32)task->pid)
-                return thread ? thread : new_thread(task);
-        slot = slot_of(tid);
-        if (!slot || slot->tid != tid)
-                return thread ? thread : new_thread(task); /* its state goes with its task */
-        old = &slot->thread;
-        if (take(old))
-                return 0; /* being swept this very moment: the sweep sends it */
-        flush(EXEC, c, task, old, KS_CAUSE_EXEC);
-        thread = new_thread(task);
-        if (thread) {
-                thread->mean = old->mean;
-                thread->cusum = old->cusum;
-                thread->row = old->row;
-        }
-        free_thread(old, tid);
-        return thread;
 }
 
 /* What is known of a process that executes. Nothing, if it was born just before the collector was attached and nobody has
@@ -649,7 +659,9 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
 
         if (!c || !s)
                 return 0;
-        thread = thread_before_exec(c, task, ctx->args[1]);
+        thread = thread_of(task);
+        if (!thread)
+                thread = new_thread(task);
         if (thread && !take(thread)) {
                 held = 1;
                 flush(EXEC, c, task, thread, KS_CAUSE_EXEC);
@@ -754,7 +766,7 @@ int on_exit(void *ctx __attribute__((unused)))
         thread = thread_of(task);
         if (thread && !take(thread)) {
                 flush(EXIT, c, task, thread, KS_CAUSE_EXIT);
-                free_thread(thread, task->pid);
+                free_thread(thread, task);
         }
         if (BPF_CORE_READ(task, signal, live.counter) > 0)
                 return 0; /* other threads of the process live on */
@@ -807,7 +819,7 @@ int sweep(struct bpf_iter__task *ctx)
                 return 0;
         if (take(thread))
                 return 0;
-        if (!is_of(thread, task->pid)) {
+        if (!is_of(thread, task)) {
                 give_back(thread);
                 return 0;
         }

@@ -14,8 +14,9 @@ TESTS = ROOT / "tests"
 # In the order of the walk: a room imports only rooms before it. Two steps look backwards on purpose, and so stand where
 # they do: `normalize` reads the records of `sources`, and explanations are of alerts, so `explain` comes after `alert`.
 ROOMS = (
-    "errors printable level event syscalls codec shipped config window mounts executables bpf support sources normalize detectors rules "
-    "verdict alert incident recording streams explain store sinks pipeline training report host cli"
+    "errors printable level event syscalls codec shipped config window mounts executables contents bpf support sources overload normalize "
+    "detectors rules verdict alert incident flight search recording streams explain store sinks endpoint trail protocol "
+    "control status pipeline training report host cli"
 ).split()
 
 # Clock, environment and chance: the command line hands them in, so that a replay is the same each time.

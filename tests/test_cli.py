@@ -4,6 +4,7 @@
 import contextlib
 import ctypes
 import fcntl
+import grp
 import gzip
 import io
 import json
@@ -28,11 +29,22 @@ from rich.cells import cell_len
 from small_host import ATTACK, NGINX, SECOND, make_window, make_windows
 
 import ksentinel
-from ksentinel import pipeline, training
+from ksentinel import cli, pipeline, training
 from ksentinel.cli import main, parse_duration
+from ksentinel.config import Config
+from ksentinel.control import Control
 from ksentinel.errors import UsageError
 from ksentinel.event import ExecEvent, Origin, Process, ProcessKey, SyscallEvent
-from ksentinel.host import default_store, keeping
+from ksentinel.host import (
+    cpu_seconds,
+    default_socket,
+    default_store,
+    group_id,
+    keeping,
+    memory_bytes,
+    socket_to_ask,
+)
+from ksentinel.protocol import Group, Request
 from ksentinel.recording import Reader, Writer
 from ksentinel.store import Store
 
@@ -152,6 +164,7 @@ def made(tmp_path_factory):
     changed(folder / "normal.db", folder / "schema.db", "PRAGMA user_version = 9")
     changed(folder / "store.db", folder / "store-schema.db", "PRAGMA user_version = 9")
     changed(folder / "store.db", folder / "store-damaged.db", "UPDATE alert SET body = x'7b'")
+    changed(folder / "store.db", folder / "events-damaged.db", "UPDATE event SET body = x'5b5d'")
     changed(folder / "normal.db", folder / "alien.db", "UPDATE item SET kind = 'teapot', body = x'7b7d'")
     changed(folder / "normal.db", folder / "torn.db", "UPDATE item SET body = x'00'")
     changed(folder / "normal.db", folder / "orphan.db", "DELETE FROM process")
@@ -259,13 +272,35 @@ WRONG = [
     ("alerts --store {made}/store-damaged.db", 1, r"{made}/store-damaged.db: is damaged: .* \(name"),
     ("explain 0 --store {made}/random.db", 1, r"{made}/random.db: is an SQLite file, but no store of alerts \(name"),
     ("explain zzz --store {made}/store.db", 1, r"{made}/store.db: no alert starts with 'zzz' \(`ksentinel alerts`"),
+    ("events --store {made}/nothing", 1, r"{made}/nothing: there is no store \(name one by --store"),
+    ("events --store {made}/events-damaged.db", 1, r"{made}/events-damaged.db: is damaged: what should be a JSON object is none \(name"),
+    ("events zzz --store {made}/store.db", 1, r"{made}/store.db: no alert starts with 'zzz' \(`ksentinel alerts`"),
+    ("events --recording {bad}/cut.log", 1, r"{bad}/cut.log: is no recording \(make one"),
+    ("events --recording {made}/corrupt.db", 1, r"{made}/corrupt.db: is damaged: .* \(record again"),
+    ("events --recording {made}/vax.db", 1, r"{made}/vax.db: was recorded on architecture 'vax'; this .* \(record again"),
     ("replay {bad}/cut.log --store {made}/binary", 1, r"{made}/binary: is no store, or damaged: .* \(name another"),
     ("replay {bad}/cut.log --store {made}/random.db", 1, r"{made}/random.db: is an SQLite file, but no store .* \(name"),
     ("replay {bad}/cut.log --store {bad}/cut.log/x", 1, r"{bad}/cut.log/x: can't be opened: .* \(name another"),
     ("replay {bad}/cut.log --scores {bad}/cut.log", 1, r"{bad}/cut.log: exists already \(name another"),
     ("replay {bad}/cut.log --scores {made}/nothing/x", 1, r"{made}/nothing/x: can't be written: .* \(name another"),
+    # the control socket
+    ("status --control {made}/nothing", 1, r"{made}/nothing: no ksentinel is running here \(start one by `ksentinel monitor`"),
+    ("status --control {bad}/cut.log", 1, r"{bad}/cut.log: is no socket \(start one"),
+    ("monitor --control {made}/x --no-control", 2, r"--control and --no-control exclude each other \(say one"),
     # usage
     ("alerts --level terrible --store {made}/store.db", 2, r"--level 'terrible' is none of informational, .*"),
+    ("events 0 --recording {made}/normal.db", 2, r"--recording and ALERT_ID can't go together \(a recording holds no alerts"),
+    ("events --store {made}/store.db --recording {made}/normal.db", 2, r"--recording and --store can't go together \("),
+    ("events --since soon", 2, r"--since 'soon' is no time \(say 10m, '2h ago'"),
+    ("events --until 25:00", 2, r"--until '25:00' is no time \(say 10m, '2h ago'"),
+    ("events --since 5m --until 10m", 2, r"--since '5m' is after --until '10m' \(turn them round"),
+    ("events --exe [a", 2, r"--exe '\[a' has a \[ without its \] \(a \[ itself is written \[\[\]"),
+    ("events --path=", 2, r"--path is empty \(say a path, or a pattern"),
+    ("events --address example.org", 2, r"--address 'example.org' is neither an IP address nor a network \(say 10.0.0.1.* not looked up"),
+    ("events --syscall opnat", 2, r"--syscall 'opnat' is no system call \(did you mean openat\?"),
+    ("events --kind teapot", 2, r"--kind 'teapot' is none of fork, exec, exit, syscall, audit, window"),
+    ("events --pid x", 2, r"Invalid value for '--pid': .* \(`ksentinel events --help`"),
+    ("events --limit 0", 2, r"Invalid value for '--limit': .* \(`ksentinel events --help`"),
     ("alerts --limit 0", 2, r"Invalid value for '--limit': .* \(`ksentinel alerts --help`"),
     ("alerts --limit many", 2, r"Invalid value for '--limit': .* \(`ksentinel alerts --help`"),
     ("train x --out {out} --order 99", 2, r"Invalid value for '--order': .* \(`ksentinel train --help`"),
@@ -329,7 +364,7 @@ def test_one_bad_log_among_good_ones(run, made):
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("what", ["alerts", "replay", "explain 0"])
+@pytest.mark.parametrize("what", ["alerts", "replay", "explain 0", "events"])
 def test_store_of_somebody_else(run, made, tmp_path, what):
     """Whoever owns the store could have written its alerts."""
     shutil.copy(made / "store.db", tmp_path / "store.db")
@@ -397,7 +432,7 @@ MODULES = [
     "ksentinel.cli",
     *(
         f"ksentinel.{name}"
-        for name in "report store recording streams pipeline training support detectors.artifact detectors.facts "
+        for name in "report flight search store recording streams pipeline training support detectors.artifact detectors.facts "
         "explain.explanation rules.ruleset normalize.bpf normalize.redact sources.procfs sources.ringbuf".split()
     ),
 ]
@@ -485,7 +520,7 @@ def test_full_disk_under_the_store(tmp_path):
     events = [ExecEvent(time_ns=i, process=s, tid=s.key.pid, origin=Origin.BPF) for i, s in enumerate(shells)]
     make_recording(tmp_path / "many.db", events)
     ran = subprocess.run(
-        ["bash", "-c", 'ulimit -f 64; exec "$@"', "bash", *KSENTINEL,
+        ["bash", "-c", 'ulimit -f 128; exec "$@"', "bash", *KSENTINEL,
          "replay", tmp_path / "many.db", "--store", store, "--json"],
         capture_output=True, check=False, timeout=60,
     )  # fmt: skip
@@ -682,6 +717,104 @@ def test_alerts(run, made, tmp_path):
     assert "more than these 1" in run("alerts", "--store", made / "store.db", "--limit", "1").text
 
 
+def test_events(run, made):
+    """What an alert keeps: before and after, in the order of time; and everything that any alert keeps."""
+    store = ["--store", made / "store.db"]
+    identity = alert_id(made)
+    told = run("events", identity[:5], *store)
+    everything = run("events", *store, "--json").objects
+    explained = run("explain", identity, *store)
+
+    assert (told.status, told.err) == (0, "")
+    assert [line[11:75] for line in told.text.splitlines()[:3]] == [
+        "00:33:20.500  before -0.000 s  700  nginx  64 calls in 0.5 s: ex",
+        "00:33:20.500  ── Shell started by a network service ──",
+        "00:33:21.000   after +0.500 s  701  sh  exec /bin/sh: sh -c id (",
+    ]
+    phases = [(one["event"], one["alerts"]) for one in everything]
+    assert phases == [
+        ("window", [{"id": identity, "phase": "before"}]),
+        ("exec", [{"id": identity, "phase": "after"}]),
+    ]
+    assert everything == run("events", identity, *store, "--json").objects
+    said = f"Events  1 from before and 1 from after it are kept: ksentinel events {identity} --store {made}/store.db"
+    assert explained.text.splitlines()[-1] == said
+
+
+@pytest.mark.parametrize(
+    ("asked", "kinds"),
+    [
+        ("--kind exec", {"exec"}),
+        ("--exe sh", {"exec"}),
+        ("--exe /usr/sbin/*", {"window"}),
+        ("--pid 701", {"exec"}),
+        ("--path /bin/sh", {"exec"}),
+        ("--syscall execve", {"exec", "window"}),
+        ("--syscall socketcall", set()),
+        ("--address 10.0.0.0/8:443", set()),
+        ("--since 1970-01-01T00:33:21Z", {"exec"}),
+        ("--until 1970-01-01T00:33:20Z --kind exec", set()),
+        ("--since 10m", set()),
+    ],
+)
+def test_search_of_events(run, made, asked, kinds):
+    """The same is found in the store and in the recording it was made from."""
+    identity = alert_id(made)
+    stored = run("events", identity, *asked.split(), "--store", made / "store.db", "--json")
+    recorded = run(
+        "events", *asked.split(), "--recording", made / "attacked.db", "--json", "--limit", "100000"
+    )
+
+    assert (stored.status, recorded.status) == (0, 0)
+    assert {one["event"] for one in stored.objects} == kinds
+    without = [{name: value for name, value in one.items() if name != "alerts"} for one in stored.objects]
+    assert [one for one in without if one not in recorded.objects] == []
+
+
+def test_no_events(run, made, tmp_path):
+    """Nothing kept matches: that is said, in UTC, and is no failure; in JSON there is nothing."""
+    store = ["--store", made / "store.db", "--since", "2030-01-01T01:00+01:00"]
+
+    assert run("events", *store) == Ran(0, b"nothing kept matches (from 2030-01-01 00:00:00 UTC)\n", "")
+    assert run("events", *store, "--json") == Ran(0, b"", "")
+    assert run("events", "--recording", made / "normal.db", "--kind", "exec").out == b"nothing kept matches\n"
+    with Store(tmp_path / "empty.db", os.getuid(), write=True):
+        pass
+    assert run("events", "--store", tmp_path / "empty.db").out == b"nothing kept matches\n"
+
+
+def test_last_events(run, made):
+    """A limit shows the last ones, and says how many there are."""
+    ran = run("events", "--recording", made / "normal.db", "--limit", "2")
+
+    assert len(ran.text.splitlines()) == 4
+    assert "the last 2 of 240 events" in ran.text
+
+
+def test_events_of_a_log(run, tmp_path):
+    """Audit logs fill the store likewise; a second replay changes nothing."""
+    store = ["--store", tmp_path / "a.db"]
+    run("replay", WEBSHELL, *store)
+    first = run("events", *store, "--json")
+    run("replay", WEBSHELL, *store)
+
+    assert first.out == run("events", *store, "--json").out
+    assert {"exec", "syscall", "window"} <= {one["event"] for one in first.objects}
+    assert all(one["alerts"] for one in first.objects)
+
+
+def test_bounded_store(run, made, tmp_path):
+    """The configuration says how much is kept; what had to make room is said."""
+    config = tmp_path / "k.yml"
+    config.write_text("store: {max_events: 3, max_alerts: 1}")
+    store = ["--store", tmp_path / "a.db"]
+    run("replay", WEBSHELL, made / "attacked.db", *store, "--config", config)
+
+    assert len(run("events", *store, "--json").objects) == 3
+    assert "older ones had to make room (max_events)" in run("events", *store).text
+    assert "1 older one had to make room (max_alerts)" in run("alerts", *store).text
+
+
 def test_doctor(run):
     """Both forms agree, and --for answers for one purpose alone."""
     told = run("doctor", "--json")
@@ -756,7 +889,19 @@ def test_hostile_words(run, hostile, tmp_path, capsysbinary):
         run("explain", alert["id"], "--store", store),
         run("explain", alert["id"], "--store", store, "--json"),
     ]
+    searched = [
+        run("events", alert["id"], "--store", store),
+        run("events", alert["id"], "--store", store, "--json"),
+        run("events", "--store", store, "--path", "*/shadow"),
+        run("events", "--recording", hostile / "hostile.db"),
+        run("events", "--recording", hostile / "hostile.db", "--json"),
+    ]
 
+    for ran in searched:
+        assert ran.status == 0
+        assert b"[red]x[/red]" in ran.out
+        for raw in RAW:
+            assert raw not in ran.out, (raw, ran.out)
     for ran in shown:
         assert ran.status == 0
         for raw in RAW:
@@ -800,6 +945,7 @@ def test_pipes_get_whole_lines_without_escape_codes(run, made):
         ["replay", made / "attacked.db", "--model", made / "model"],
         ["alerts", "--store", made / "store.db"],
         ["explain", alert_id(made), "--store", made / "store.db"],
+        ["events", alert_id(made), "--store", made / "store.db"],
         ["doctor"],
     ):
         assert b"\x1b" not in run(*arguments).out
@@ -809,13 +955,14 @@ def test_pipes_get_whole_lines_without_escape_codes(run, made):
     assert paragraph["paragraph"] in run("explain", alert_id(made), "--store", made / "store.db").text
 
 
-@pytest.mark.parametrize("what", ["replay", "alerts", "explain", "doctor", "train"])
+@pytest.mark.parametrize("what", ["replay", "alerts", "explain", "events", "doctor", "train"])
 def test_on_a_terminal(made, tmp_path, what):
     """In 80 columns nothing is broken by the terminal itself; there are colours, unless NO_COLOR says otherwise."""
     arguments = {
         "replay": ["replay", made / "attacked.db"],
         "alerts": ["alerts", "--store", made / "store.db"],
         "explain": ["explain", alert_id(made), "--store", made / "store.db"],
+        "events": ["events", alert_id(made), "--store", made / "store.db"],
         "doctor": ["doctor"],
         "train": ["train", made / "normal.db", "--out", tmp_path / "model"],
     }[what]
@@ -869,6 +1016,108 @@ def test_default_store(monkeypatch):
     assert default_store() == Path("/s/ksentinel/alerts.db")
 
 
+def test_default_socket(monkeypatch, tmp_path):
+    """Root's is the system's; a user's is in XDG_RUNTIME_DIR; asked is the user's own if there is one."""
+    system = Path("/run/ksentinel/control.sock")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert (default_socket(), socket_to_ask()) == (system, system)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    assert (default_socket(), socket_to_ask()) == (None, system)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "run")
+    assert (default_socket(), socket_to_ask()) == (None, system)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    own = tmp_path / "ksentinel" / "control.sock"
+    assert (default_socket(), socket_to_ask()) == (own, system)
+    own.parent.mkdir()
+    own.touch()
+    assert socket_to_ask() == own
+
+
+def test_socket_of_a_monitor(monkeypatch):
+    """The command line has the first word, then the configuration, then the default."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    configured = Config.from_dict({"control": {"socket": "/run/k.sock"}})
+
+    assert [
+        cli._socket(Config(), None, off=False),
+        cli._socket(configured, None, off=False),
+        cli._socket(configured, Path("/run/n.sock"), off=False),
+        cli._socket(configured, None, off=True),
+    ] == [Path("/run/ksentinel/control.sock"), Path("/run/k.sock"), Path("/run/n.sock"), None]
+
+
+def test_group_id(monkeypatch):
+    """A group there is; none; and one that this user can't give files to."""
+    group = grp.getgrgid(os.getgid())
+    stranger = next(one for one in grp.getgrall() if one.gr_gid not in {os.getgid(), *os.getgroups()})
+
+    assert group_id(group.gr_name) == group.gr_gid
+    assert group_id("no such group") is None
+    assert group_id("") is None
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert group_id(stranger.gr_name) is None
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert group_id(stranger.gr_name) == stranger.gr_gid
+
+
+def test_own_cost():
+    """What this process has used, in seconds and bytes."""
+    before = cpu_seconds()
+    ballast = b"x" * 50_000_000
+    resident, peak = memory_bytes()
+
+    assert 0 < before <= cpu_seconds()
+    assert len(ballast) < resident <= peak < 1 << 40
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """Return a function that lets a made-up daemon answer status."""
+    with contextlib.ExitStack() as stack:
+
+        def fake(answer):
+            path = tmp_path / "fake.sock"
+            requests = {"status": Request(lambda _: answer, changes=False)}
+            stack.enter_context(Control(path, Group("k", None), requests, owner=os.getuid()))
+            return path
+
+        yield fake
+
+
+STATUS = {
+    "version": "9", "pid": 7, "mode": "monitor", "since_ns": 1, "seconds": 90, "model": None, "rules": 22,
+    "store": HOSTILE[0], "lost": 0, "account": COUNTERS, "walk": {}, "control": {}, "mood": "good",
+    "usage": {"cpu_seconds": 1, "cpu_share": 0.5, "cpu_share_lately": 1, "lately_seconds": 60,
+              "memory_bytes": 1000000, "memory_peak_bytes": 2000000},
+}  # fmt: skip
+
+
+def test_status(run, fake):
+    """A table, or what the daemon said; untrusted text is harmless in both."""
+    path = fake(STATUS)
+    table, told = run("status", "--control", path), run("status", "--control", path, "--json")
+
+    assert (table.status, table.err, told.status, told.err) == (0, "", 0, "")
+    for line in (
+        "process  7",
+        "rules    22",
+        "store    \\x1b[2J",
+        "100  system calls seen = 90 recorded + 10 own",
+    ):
+        assert line in table.text
+    assert told.objects == [STATUS]
+    assert b"\x1b" not in table.out + told.out
+
+
+def test_status_of_another_kind(run, fake):
+    """What is no status is an error of one line."""
+    ran = run("status", "--control", fake({"pid": "\x1b[2J"}))
+
+    assert ran.status == 1
+    assert re.fullmatch(r"ksentinel: .*fake.sock: answers something else than a status: .*\n", ran.err)
+
+
 # Live: BPF in this kernel
 
 
@@ -880,7 +1129,9 @@ def wait_for(condition, seconds=20):
 
 
 def start(tmp_path, *arguments):
-    """Start the command line and wait until it says that it is at work."""
+    """Start the command line and wait until it says that it is at work; a monitor's control socket is in *tmp_path*."""
+    if arguments[0] == "monitor" and not {"--control", "--no-control"} & set(arguments):
+        arguments = (*arguments, "--control", tmp_path / "control.sock")  # the host's own may be in use
     log = tmp_path / "err"
     with log.open("wb") as err, (tmp_path / "out").open("wb") as out:
         process = subprocess.Popen([*KSENTINEL, *map(str, arguments)], stdout=out, stderr=err)
@@ -1043,6 +1294,86 @@ def test_monitor_stopped(tmp_path, number):
     assert "≠" not in (tmp_path / "out").read_text()
     with Store(store, os.getuid()) as kept:
         list(kept.alerts())
+
+
+@pytest.mark.bpf
+def test_status_of_a_monitor(made, tmp_path, run):
+    """A running monitor tells what it has seen, and what that costs; when it has ended there is nobody, and no trace."""
+    store, socket = tmp_path / "alerts.db", tmp_path / "run" / "control.sock"
+    model = ["--model", made / "model"] if platform.machine() == "x86_64" else []
+    process = start(tmp_path, "monitor", "--store", store, "--control", socket, *model)
+    with busy():
+        time.sleep(1)
+        first, second = (run("status", "--control", socket, "--json") for _ in range(2))
+        table = run("status", "--control", socket)
+        again = run("monitor", "--store", tmp_path / "other.db", "--control", socket)
+    process.terminate()
+    assert process.wait(timeout=30) == 0
+    nobody = run("status", "--control", socket)
+
+    (before,), (after,) = first.objects, second.objects
+    assert (after["pid"], after["version"], after["mode"]) == (process.pid, ksentinel.__version__, "monitor")
+    assert (after["store"], after["rules"]) == (str(store), len(list((HERE.parent / "rules").rglob("*.yml"))))
+    if model:
+        about = {name: after["model"][name] for name in ("path", "host", "kernel", "recordings")}
+        assert about == {
+            "path": str(model[1]),
+            "host": "small",
+            "kernel": "6.12",
+            "recordings": ["normal.db"],
+        }
+    assert abs(after["since_ns"] / 1e9 - time.time()) < 60
+    assert 0 < before["seconds"] < after["seconds"] < 60
+    assert 0 < before["account"]["seen"] < after["account"]["seen"]
+    walk = after["walk"]
+    assert walk["items"] == walk["events"] + walk["windows"] > 0
+    assert walk["windows"] == walk["windows_scored"] + walk["windows_unscored"]
+    assert (after["control"]["connections"], after["control"]["answered"]) == (2, 1)
+    usage = after["usage"]
+    assert 0 < usage["cpu_seconds"] < 60
+    assert 0 <= usage["cpu_share"] < 2
+    assert 20e6 < usage["memory_bytes"] <= usage["memory_peak_bytes"] < 2e9
+    assert f"process  {process.pid}" in table.text
+    assert "≠" not in table.text
+    assert again.status == 1
+    assert re.search(rf"control.sock: is in use by process {process.pid} \(stop what runs there", again.err)
+    assert (nobody.status, nobody.out) == (1, b"")
+    assert "no ksentinel is running here (start one by `ksentinel monitor`" in nobody.err
+    assert not socket.parent.exists()
+    assert not (tmp_path / "changes.jsonl").exists()
+
+
+@pytest.mark.bpf
+def test_monitor_under_a_flood_of_requests(tmp_path):
+    """However many ask, and how, what is watched is watched, and all of it adds up."""
+    store, socket = tmp_path / "alerts.db", tmp_path / "control.sock"
+    process = start(tmp_path, "monitor", "--for", "4s", "--store", store, "--json")
+    code = (
+        "import socket, sys, time\n"
+        "end = time.monotonic() + 2.5\n"
+        "while time.monotonic() < end:\n"
+        "    with socket.socket(socket.AF_UNIX) as one:\n"
+        "        try:\n"
+        "            one.connect(sys.argv[1])\n"
+        '            one.sendall(b\'{"version": 1, "request": "status"}\\n\' * 20 + b"x" * 100_000)\n'
+        "            one.recv(10)\n"
+        "        except OSError: pass\n"
+    )
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(subprocess.Popen([sys.executable, "-S", "-c", code, socket]))
+        time.sleep(1)
+        secret = tmp_path / "home" / ".aws" / "credentials"
+        secret.parent.mkdir(parents=True)
+        secret.write_text("decoy\n")
+        subprocess.run(["/bin/cat", secret], check=True, capture_output=True)
+
+    assert process.wait(timeout=30) == 0
+    *alerts, told = objects(tmp_path)
+    check_account(told["account"])
+    assert [alert["title"] for alert in alerts if str(secret) in json.dumps(alert["evidence"])]
+    assert (tmp_path / "err").read_text().count("\n") == 1
+    assert not socket.exists()
 
 
 @pytest.mark.bpf

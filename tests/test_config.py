@@ -8,7 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ksentinel.config import CollectorConfig, Config, IncidentConfig, PrivacyConfig, RulesConfig
+from ksentinel.config import (
+    CollectorConfig,
+    Config,
+    ControlConfig,
+    IncidentConfig,
+    PrivacyConfig,
+    RulesConfig,
+    StoreConfig,
+)
 from ksentinel.errors import ConfigError
 
 WHOLE = """\
@@ -23,6 +31,12 @@ rules:
   paths: [/etc/rules, more.yml]
 privacy:
   redact: false
+store:
+  max_alerts: 7
+  max_events: 8
+control:
+  socket: /run/k/k.sock
+  group: wheel
 """
 
 
@@ -45,6 +59,8 @@ def test_whole(load):
         IncidentConfig(10.0, 20.5, 30.0),
         RulesConfig(("/etc/rules", "more.yml")),
         PrivacyConfig(redact=False),
+        StoreConfig(7, 8),
+        ControlConfig("/run/k/k.sock", "wheel"),
     )
 
 
@@ -64,7 +80,7 @@ def test_part(load):
     [
         (
             "incidents: {}",
-            r"k\.yml:1:1: has no section incidents \(it has collector, incident, rules, privacy\)",
+            r"k\.yml:1:1: has no section incidents \(it has collector, incident, rules, privacy, store, control\)",
         ),
         (
             "incident:\n  agree_second: 5",
@@ -75,6 +91,9 @@ def test_part(load):
             r"k\.yml:1:12: \[incident\] agree_seconds: Expected `float`, got `str`",
         ),
         ("incident: {agree_seconds: true}", r"agree_seconds: Expected `float`, got `bool`"),
+        ("store: {max_alerts: 0}", r"k\.yml:1:9: \[store\] max_alerts is 0 \(say a number from 1"),
+        ("store: {max_events: 1000000001}", r"k\.yml:1:9: \[store\] max_events is 1000000001 \(say"),
+        ("store: {max_events: 1.5}", r"max_events: Expected `int`, got `float`"),
         ("incident: {agree_seconds: 0}", r"k\.yml:1:12: \[incident\] agree_seconds is 0"),
         ("incident: {agree_seconds: -1}", "agree_seconds is -1"),
         ("incident: {agree_seconds: .nan}", "agree_seconds is nan"),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The walk: every item once, in order, and every one accounted for."""
 
+import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -107,6 +109,32 @@ def test_agree(rules, model, monkeypatch):
 
 
 NORMAL = CALIBRATE[0]
+
+
+def test_account_from_another_thread(rules):
+    """Asked at any time, what adds up does so."""
+    pipeline = Pipeline(rules, None, Incidents())
+    accounts, done = [], threading.Event()
+
+    def ask():
+        while not done.is_set():
+            accounts.append(pipeline.account())
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        list(pipeline.walk(Batches(*[[NORMAL, cat()]] * 20_000)))
+    finally:
+        sys.setswitchinterval(before)
+        done.set()
+        asking.join()
+
+    assert len(accounts) > 10
+    for account in accounts:
+        assert account["items"] == account["events"] + account["windows"]
+        assert account["windows"] == account["windows_scored"] + account["windows_unscored"]
 
 
 def test_without_model(rules):

@@ -2,6 +2,7 @@
 """What people are shown."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from ksentinel import report
+from ksentinel.flight import Facts, Flown
+from ksentinel.search import Found, Results
+from ksentinel.status import ModelStatus, Status, Usage
 
 LIVE = {
     "seen": 1000, "recorded": 900, "own": 100, "excluded": 0, "no_storage": 0, "contended": 0,
@@ -89,6 +93,63 @@ def test_losses_stand_out(capsys, monkeypatch):
     assert red == ["10 dropped", "1 dropped", "      2  sequence gaps"]
 
 
+STATUS = Status(
+    version="0.1.0", pid=77, mode="monitor", since_ns=1_700_000_000 * 10**9, seconds=7384.2,
+    model=ModelStatus("/m/web\x1b[2J", 1_699_000_000 * 10**9, "web1", "6.12", ("a.db",), 3235, 12),
+    rules=22, store="/s/alerts.db", lost=3, account=LIVE, walk={"items": 5, "events": 2, "windows": 2},
+    control={}, usage=Usage(75.0, 0.0123, 0.5, 60.0, 95_000_000, 120_400_000),
+)  # fmt: skip
+
+
+def test_status(shown):
+    """What it is, what it runs with, what it costs, and what it has counted."""
+    told = shown(report.status_table, STATUS, width=100)
+
+    assert told[: told.index("") + 1] == [
+        "version  0.1.0",
+        "process  77",
+        "mode     monitor",
+        "since    2023-11-14 22:13:20 UTC, for 2 h 3 min",
+        "model    /m/web\\x1b[2J, written 2023-11-03 08:26:40 UTC; trained on web1, 6.12: 3,235 windows of 12",
+        "         executables",
+        "rules    22",
+        "store    /s/alerts.db",
+        "cpu      1.2% of a core since then, 50.0% over the last minute",
+        "memory   95 MB, at its peak 120 MB",
+        "lost     3 records",
+        "",
+    ]
+    assert "  5  items = 2 events + 2 windows + 1 on their way" in told
+    assert [line for line in told if line and not line.startswith(" ")][-3:] == [
+        "Accounting",
+        "The walk",
+        "The control socket",
+    ]
+
+
+def test_status_of_a_young_daemon(shown):
+    """One without a model, that hasn't run for a minute."""
+    young = replace(STATUS, model=None, seconds=0.4, usage=replace(STATUS.usage, lately_seconds=7.0))
+    told = shown(report.status_table, young)
+
+    assert "model    none: rules alone" in told
+    assert "since    2023-11-14 22:13:20 UTC, for 0 s" in told
+    assert "cpu      1.2% of a core since then, 50.0% over the last 7 s" in told
+
+
+@pytest.mark.parametrize(
+    ("account", "line"),
+    [
+        ({"items": 5, "events": 3, "windows": 2}, "  5  items = 3 events + 2 windows"),
+        ({"items": 5, "events": 3, "windows": 1}, "  5  items = 3 events + 1 windows + 1 on their way"),
+        ({"items": 5, "events": 3, "windows": 4}, "  5  items = 3 events + 4 windows - 2 on their way"),
+    ],
+)
+def test_account_that_goes_on(shown, account, line):
+    """What was read between one counter and the next is said to be on its way."""
+    assert shown(report.account_table, account, live=True)[1] == line
+
+
 def test_no_account(shown):
     """A recording that was killed has none, and says so."""
     assert shown(report.account_table, {}) == ["Accounting", "  none was kept: recording was cut short", ""]
@@ -104,6 +165,9 @@ def test_alerts(shown):
         alert(process={**process(), "exe": ""}),
     ]
 
+    assert shown(report.alerts_table, rows, limit=4, removed=9, width=200)[-1] == (
+        "3 alerts, times in UTC; `ksentinel explain ID` says why; 9 older ones had to make room (max_alerts)"
+    )
     assert shown(report.alerts_table, rows, limit=3) == [
         "0123456789ab  2026-11-23 07:20:22  high  Something  +2 like it",
         "                                         /usr/bin/python3 under /usr/sbin/nginx",
@@ -157,6 +221,92 @@ def test_explanation_of_a_rule(shown):
         "    s: path endswith '/x'  ← /a/x",
         "    not f: Image is '/y'  ← -",
     ]
+
+
+SECOND = 1_000_000_000
+OPENED = 1_795_400_000 * SECOND
+
+
+def found(seconds, body, alerts=(), exe="/usr/bin/python3", pid=7):
+    time_ns = OPENED + round(seconds * SECOND)
+    return Found(Facts(time_ns, time_ns, "syscall", pid, pid, exe), {"event": "syscall", **body}, alerts)
+
+
+def test_events_of_an_alert(shown):
+    """When, how long before or after the alert, who, and what; the alert stands where it was opened."""
+    results = Results(
+        (
+            found(-12.5, {"syscall": "openat", "paths": ["/x"], "flags": 0}, (("a1", "before"),)),
+            found(0, {"syscall": "getpid"}, (("a1", "before"),), exe="", pid=12),
+            found(0.25, {"syscall": "connect"}, (("a1", "after"),)),
+        ),
+        3,
+    )
+
+    assert shown(report.events_table, results, alert=alert(opened_ns=OPENED), width=100) == [
+        "2026-11-23 02:13:07.500  before -12.500 s   7  python3  openat /x (O_RDONLY)",
+        "2026-11-23 02:13:20.000   before -0.000 s  12  (unknown)  getpid",
+        "2026-11-23 02:13:20.000  ── Something ──",
+        "2026-11-23 02:13:20.250    after +0.250 s   7  python3  connect",
+        "",
+        "3 events, times in UTC",
+    ]
+
+
+def test_events_of_all_alerts(shown):
+    """Without an alert each event says for which it is kept, and for how many more."""
+    results = Results(
+        (
+            found(0, {"syscall": "getpid"}, (("a1", "before"), ("b2", "after"))),
+            found(1, {"syscall": "read"}, (("b2", "after"),)),
+        ),
+        2000,
+    )
+
+    assert shown(report.events_table, results, removed=1234, width=100) == [
+        "2026-11-23 02:13:20.000  before a1 +1  7  python3  getpid",
+        "2026-11-23 02:13:21.000      after b2  7  python3  read",
+        "",
+        "the last 2 of 2,000 events, times in UTC; --limit shows more; 1,234 older ones had to make room",
+        "(max_events)",
+    ]
+
+
+def test_events_of_a_recording(shown):
+    """There is no alert to be told from; long ones hang."""
+    results = Results((found(0, {"syscall": "openat", "paths": ["/" + "x" * 30 + " y" * 20]}),), 1)
+
+    assert shown(report.events_table, results, width=80) == [
+        "2026-11-23 02:13:20.000  7  python3  openat '/xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx y y",
+        "                         y y y y y y y y y y y y y y y y y y'",
+        "",
+        "1 event, times in UTC",
+    ]
+
+
+def test_no_events(shown):
+    """Nothing is said to be so, with what was asked for and why it may be missing."""
+    assert shown(report.events_table, Results((), 0)) == ["nothing kept matches"]
+    assert shown(report.events_table, Results((), 0), asked="from x UTC", removed=3, width=100) == [
+        "nothing kept matches (from x UTC; 3 older ones had to make room (max_events))"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flown", "said"),
+    [
+        (Flown(), "Events  none are kept"),
+        (Flown(removed=5), "Events  none are kept, they had to make room for newer ones"),
+        (Flown(1234, 5), "Events  1,234 from before and 5 from after it are kept: ksentinel events 01"),
+        (
+            Flown(0, 2, 3, 4),
+            "Events  0 from before and 2 from after it are kept, 3 more were too many, 4 had to make room for newer ones: ksentinel events 01",
+        ),
+    ],
+)
+def test_explanation_names_the_events(shown, flown, said):
+    """One line says how many events are kept, and the command that shows them."""
+    assert shown(report.explanation, alert(), flown, "ksentinel events 01", width=200)[-2:] == ["", said]
 
 
 def test_files(shown):

@@ -16,9 +16,13 @@ from hypothesis import strategies as st
 from made_up import HTTPD, SHELL, START, anomaly, child, match
 
 from ksentinel.alert import Alert, Evidence
+from ksentinel.config import StoreConfig
 from ksentinel.errors import InputError
+from ksentinel.event import Origin, SyscallEvent
+from ksentinel.flight import Flown, Kept, Phase, facts, to_plain
 from ksentinel.level import Level
 from ksentinel.recording import Writer
+from ksentinel.search import Glob, Search
 from ksentinel.store import Store, to_json
 from ksentinel.verdict import judge
 
@@ -48,6 +52,25 @@ def put(path, *alerts):
     with Store(path, ME, write=True) as store:
         for one in alerts:
             store.put(one)
+
+
+def kept(id_, number, path="/x", phase=Phase.BEFORE, process=SHELL):
+    """Return an event, kept for the alert of that id."""
+    event = SyscallEvent(
+        time_ns=START + number, process=process, tid=11, origin=Origin.BPF, syscall="openat", paths=(path,)
+    )
+    return Kept(id_, phase, number, facts(event), to_plain(event))
+
+
+def found(path, id_="", limit=1000, /, **asked):
+    """Return what a store finds."""
+    with Store(path, ME) as store:
+        return store.events(Search(**asked), limit, id_)
+
+
+def numbers(path, id_="", /, **asked):
+    """Return by their times which events a store finds."""
+    return [one.facts.time_ns - START for one in found(path, id_, **asked).found]
 
 
 def ids(path, **options):
@@ -211,24 +234,29 @@ SCRIPT = """
 import os, signal, sys
 sys.path[:0] = sys.argv[2:]
 from pathlib import Path
-from test_store import ME, Store, alert
+from test_store import ME, Store, alert, kept
 store = Store(Path(sys.argv[1]), ME, write=True).__enter__()
 store.put(alert("first"))
-store._db.execute("BEGIN")
-store.put(alert("half"))
-os.kill(os.getpid(), signal.SIGKILL)
+store.keep([kept("first", 1)], {})
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+# In the midst of a transaction: an alert or an event is entered, and what had to make room isn't removed yet.
+store._limit_alerts = store._limit_events = killed
+store.put(alert("half")) if sys.argv[4:] else store.keep([kept("first", 2)], {})
 """
 
 
-def test_killed(path):
+@pytest.mark.parametrize("half", [[], ["alert"]], ids=["event", "alert"])
+def test_killed(path, half):
     """A writer that was killed leaves a store that opens, for readers and for the next writer, with all that was put."""
     tests = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, path, tests, tests.parent], check=False, capture_output=True
+        [sys.executable, "-c", SCRIPT, path, tests, tests.parent, *half], check=False, capture_output=True
     )
 
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert ids(path) == ["first"]
+    assert numbers(path) == [1]
     put(path, alert("second"))
     assert ids(path) == ["first", "second"]
 
@@ -236,13 +264,17 @@ def test_killed(path):
 def test_disk_full(path):
     """A full disk is said in one line."""
     with Store(path, ME, write=True) as store:
-        store._db.execute("PRAGMA max_page_count = 8")
+        store._db.execute("PRAGMA max_page_count = 24")
         big = alert(explanation={"paragraph": "x" * 100_000})
         with pytest.raises(InputError, match=r"alerts\.db: an alert can't be stored: .*disk full"):
             store.put(big)
         store.put(alert("small"))
+        with pytest.raises(InputError, match=r"alerts\.db: events can't be stored: .*disk full"):
+            store.keep([kept("small", 1), kept("small", 2, "x" * 100_000)], {"small": 3})
+        store.keep([kept("small", 3)], {})
 
     assert ids(path) == ["small"]
+    assert numbers(path) == [3]
 
 
 def test_none_there(path):
@@ -325,7 +357,7 @@ def a_recording(path):
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (other_schema, "is a store of schema 9; this ksentinel reads 1"),
+        (other_schema, "is a store of schema 9; this ksentinel reads 2"),
         (lambda path: (path.unlink(), other_file(path)), "is an SQLite file, but no store of alerts"),
         (a_recording, "is an SQLite file, but no store of alerts"),
         (
@@ -367,7 +399,10 @@ def test_no_directory_to_be_made(tmp_path):
 def whole(tmp_path_factory):
     """Return the bytes of a store of some pages."""
     path = tmp_path_factory.mktemp("whole") / "alerts.db"
-    put(path, *(alert(f"{n:04}", at=n) for n in range(50)))
+    with Store(path, ME, write=True) as store:
+        for n in range(50):
+            store.put(alert(f"{n:04}", at=n))
+            store.keep([kept(f"{n:04}", n), kept(f"{n:04}", 0)], {})
     return path.read_bytes()
 
 
@@ -388,7 +423,281 @@ def test_damaged(whole, tmp_path, data):
         with Store(path, ME) as store:
             list(store.alerts())
             store.get("0001")
+            store.events(Search(since_ns=START), 10)
+            store.events(Search(), 10, "0001")
+            store.flown("0001")
+            store.removed()
     except InputError as error:
         said = str(error)
 
     assert said.startswith(f"{path}: ")
+
+
+# Events around alerts
+
+
+def keep(path, *events, beyond=None):
+    """Keep *events*."""
+    with Store(path, ME, write=True) as store:
+        store.keep(events, beyond or {})
+
+
+def rows(path, table):
+    """Return how many rows a table has."""
+    db = sqlite3.connect(path)
+    try:
+        return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
+    finally:
+        db.close()
+
+
+def test_events(path):
+    """What was kept is found, as it was; by alert, by what is asked for, and the last ones of many."""
+    put(path, alert("a"), alert("b"))
+    keep(
+        path,
+        kept("a", 1),
+        kept("a", 2, "/etc/shadow"),
+        kept("b", 2, "/etc/shadow", Phase.AFTER),
+        kept("b", 3),
+    )
+    plain = orjson.loads(to_json(kept("a", 2, "/etc/shadow").body))
+
+    assert numbers(path) == [1, 2, 3]
+    assert (numbers(path, "a"), numbers(path, "b"), numbers(path, "")) == ([1, 2], [2, 3], [1, 2, 3])
+    (one,) = found(path, path=Glob("/etc/*")).found
+    assert (one.facts, one.body) == (kept("a", 2, "/etc/shadow").facts, plain)
+    assert one.alerts == (("a", "before"), ("b", "after"))
+    assert found(path, "b", path=Glob("/etc/*")).found[0].alerts == (("b", "after"),)
+    assert numbers(path, since_ns=START + 2, until_ns=START + 2) == [2]
+    last = found(path, "", 2)
+    assert ([o.facts.time_ns - START for o in last.found], last.total) == ([2, 3], 3)
+
+
+def test_stored_once(path):
+    """An event that several alerts keep is stored once, and so is its process."""
+    put(path, alert("a"), alert("b"))
+    keep(path, kept("a", 1), kept("b", 1), kept("a", 1), kept("a", 2))
+
+    assert [rows(path, table) for table in ("event", "kept", "process")] == [2, 3, 1]
+    with Store(path, ME) as store:
+        assert (store.flown("a"), store.flown("b")) == (Flown(2), Flown(1))
+
+
+def test_other_runs(path):
+    """The first event of one run is not that of another."""
+    put(path, alert("a"))
+    keep(path, kept("a", 1))
+    with Store(path, ME, write=True) as one, Store(path, ME, write=True) as other:
+        for n in (2, 3):
+            one.keep([kept("a", n)], {})
+            other.keep([kept("a", n, "/other")], {})
+
+    assert numbers(path) == [1, 2, 2, 3, 3]
+
+
+def test_told_anew(path):
+    """An alert's first revision replaces what an earlier replay has kept for it, later ones don't."""
+    put(path, alert("a"), alert("b"))
+    keep(path, kept("a", 1), kept("b", 1), kept("a", 2), beyond={"a": 5})
+    put(path, alert("a", revision=2))
+    assert numbers(path, "a") == [1, 2]
+    put(path, alert("a"))
+
+    assert (numbers(path, "a"), numbers(path, "b")) == ([], [1])
+    assert [rows(path, table) for table in ("event", "kept", "flight")] == [1, 1, 1]
+    with Store(path, ME) as store:
+        assert store.flown("a") == Flown()
+        assert store.removed() == {"alerts_removed": 0, "events_removed": 0}
+
+
+def test_flown(path):
+    """How many are kept of before and after, and how many were too many, in all runs of an alert."""
+    put(path, alert("a"))
+    keep(
+        path, kept("a", 1), kept("a", 2, phase=Phase.AFTER), kept("a", 3, phase=Phase.AFTER), beyond={"a": 7}
+    )
+    keep(path, beyond={"a": 9, "nobody": 4})
+    keep(path, kept("nobody", 1))
+
+    with Store(path, ME) as store:
+        assert store.flown("a") == Flown(1, 2, 9)
+        assert store.flown("nobody") == Flown()
+        assert store.removed()["events_removed"] == 1, "its alert was not there"
+
+
+def test_max_events(path):
+    """Beyond so many, those that were kept first go, and are counted; one that is still kept elsewhere stays."""
+    with Store(path, ME, write=True, bounds=StoreConfig(max_events=3)) as store:
+        store.put(alert("a"))
+        store.put(alert("b"))
+        store.keep([kept("a", 1), kept("b", 1), kept("b", 2)], {})
+        assert numbers(path, "a") == [1]
+        store.keep([kept("b", 3)], {})
+        assert (numbers(path, "a"), numbers(path, "b")) == ([], [1, 2, 3])
+        assert rows(path, "event") == 3
+        store.keep([kept("b", n, process=HTTPD) for n in range(4, 9)], {})
+
+        assert numbers(path) == [6, 7, 8]
+        assert [rows(path, table) for table in ("event", "kept", "process")] == [3, 3, 1]
+        assert store.removed() == {"alerts_removed": 0, "events_removed": 6}
+        assert (store.flown("a"), store.flown("b")) == (Flown(removed=1), Flown(3, removed=5))
+
+
+def test_max_alerts(path):
+    """Beyond so many, the alerts that nothing new was told of for longest go, and what is kept for them."""
+    with Store(path, ME, write=True, bounds=StoreConfig(max_alerts=2)) as store:
+        store.put(alert("a"))
+        store.put(alert("b"))
+        store.keep([kept("a", 1), kept("b", 1), kept("b", 2)], {})
+        store.put(alert("a", revision=2))
+        store.put(alert("c", at=-9))
+
+        assert sorted(ids(path)) == ["a", "c"], "b had been silent for longest"
+        assert numbers(path) == [1]
+        assert [rows(path, table) for table in ("event", "kept", "flight")] == [1, 1, 1]
+        assert store.removed() == {"alerts_removed": 1, "events_removed": 2}
+        store.keep([kept("b", 3)], {"b": 2})
+        assert numbers(path) == [1]
+
+
+def test_bounds_hold(path):
+    """However much is written, the file stops growing."""
+    sizes = []
+    with Store(path, ME, write=True, bounds=StoreConfig(5, 50)) as store:
+        for n in range(120):
+            store.put(alert(f"{n:04}", at=n))
+            store.keep(
+                [
+                    kept(f"{n:04}", 20 * n + i, f"/{n}/{i}", process=child(HTTPD, 900 + n, "/x"))
+                    for i in range(20)
+                ],
+                {},
+            )
+            sizes.append(store._db.execute("PRAGMA page_count").fetchone()[0])
+
+    assert (rows(path, "alert"), rows(path, "kept"), rows(path, "event")) == (5, 50, 50)
+    assert rows(path, "process") == 3
+    assert sizes[-1] <= max(sizes[:20])
+
+
+@pytest.mark.parametrize("bad", [NAME, "/tmp/\ud800", "/tmp/\u202e", "/tmp/\0x"])
+def test_undecodable_events(path, bad):
+    """What is no text is kept with escapes, and found by them."""
+    put(path, alert("a"))
+    keep(path, kept("a", 1, bad, process=child(HTTPD, 66, bad)))
+    (one,) = found(path, path=Glob("/tmp/*")).found
+
+    assert one.facts.exe == one.body["process"]["exe"] == one.facts.paths[0] == one.body["paths"][0]
+    assert one.facts.paths[0].startswith("/tmp/")
+
+
+def test_any_time_of_an_event(path):
+    """A time that no database holds is kept all the same."""
+    put(path, alert("a"))
+    far = SyscallEvent(
+        time_ns=1 << 70, process=SHELL, tid=1, origin=Origin.BPF, syscall="x", result=-(1 << 80)
+    )
+    keep(path, Kept("a", Phase.AFTER, 1, facts(far), to_plain(far)))
+
+    assert found(path).found[0].body["time_ns"] == str(1 << 70)
+
+
+# Stores of an older schema
+
+OLD = """
+CREATE TABLE alert (id TEXT PRIMARY KEY, revision INTEGER NOT NULL, level INTEGER NOT NULL, title TEXT NOT NULL,
+                    exe TEXT NOT NULL, service TEXT NOT NULL, opened_ns INTEGER NOT NULL, updated_ns INTEGER NOT NULL,
+                    repeats INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE INDEX alert_by_time ON alert (updated_ns);
+"""
+
+
+@pytest.fixture
+def old(made):
+    """Return a store as schema 1 had it."""
+    new = sqlite3.connect(made)
+    alerts = new.execute("SELECT * FROM alert").fetchall()
+    new.close()
+    made.unlink()
+    db = sqlite3.connect(made)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.executescript(f"PRAGMA application_id = {0x6B73616C}; PRAGMA user_version = 1; {OLD}")
+    db.executemany("INSERT INTO alert VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", alerts)
+    db.commit()
+    db.close()
+    made.chmod(0o600)
+    return made
+
+
+def schema(path):
+    """Return a store's schema."""
+    db = sqlite3.connect(path)
+    try:
+        return db.execute("PRAGMA user_version").fetchone()[0]
+    finally:
+        db.close()
+
+
+def test_old_read(old):
+    """A reader finds its alerts and no events, and leaves it as it is."""
+    before = old.read_bytes()
+    with Store(old, ME) as store:
+        assert [plain["id"] for plain in store.alerts()] == ["mine"]
+        assert store.get("mine")["id"] == "mine"
+        assert (store.events(Search(), 10).total, store.flown("mine")) == (0, Flown())
+        assert store.removed() == {"alerts_removed": 0, "events_removed": 0}
+
+    assert (before, schema(old)) == (old.read_bytes(), 1)
+
+
+def test_old_written(old):
+    """A writer brings it up to date: its alerts stay, events are kept from now on."""
+    put(old, alert("new", at=1))
+    keep(old, kept("mine", 1), kept("new", 2))
+
+    assert (schema(old), ids(old), numbers(old)) == (2, ["new", "mine"], [1, 2])
+    fresh = old.with_name("fresh.db")
+    put(fresh, alert("x"))
+    assert tables(old) == tables(fresh)
+
+
+def tables(path):
+    """Return what a store is made of."""
+    db = sqlite3.connect(path)
+    try:
+        made = (
+            "SELECT replace(sql, 'IF NOT EXISTS ', '') FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+        )
+        return [sql for (sql,) in db.execute(made)]
+    finally:
+        db.close()
+
+
+def test_old_by_two_writers(old):
+    """Who comes second finds it done."""
+    with Store(old, ME, write=True) as one, Store(old, ME, write=True) as other:
+        one.put(alert("one"))
+        other._schema = 1
+        other._make()
+        other.put(alert("other"))
+
+    assert (schema(old), len(ids(old))) == (2, 3)
+
+
+def test_old_on_a_full_disk(old, monkeypatch):
+    """All of it or nothing: where there is no room it stays what it was, and can be read."""
+    before = tables(old)
+    connect = sqlite3.connect
+
+    def full(*arguments, **options):
+        db = connect(*arguments, **options)
+        db.execute("PRAGMA max_page_count = 7")
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", full)
+    with pytest.raises(InputError, match=r"alerts\.db: .*full"):
+        Store(old, ME, write=True).__enter__()
+    monkeypatch.undo()
+
+    assert (schema(old), tables(old), ids(old)) == (1, before, ["mine"])

@@ -269,6 +269,8 @@ class Config(ctypes.Structure):
         ("sample", c_uint32),
         ("filters", c_uint32),
         ("calls_a_second", c_uint32),
+        ("compat", c_uint32),
+        ("unused", c_uint32),
     )
 
 

@@ -117,6 +117,8 @@ class Anomaly:
     calibrated_on
         How many normal windows the deciding member's score was compared with; a p-value below one in that many is
         extrapolated. 0: not told.
+    note
+        What must be known of its program: that its content has changed since training, or whose copy it is.
     """
 
     window: Window
@@ -127,3 +129,4 @@ class Anomaly:
     profile: tuple[str, str]
     unseen: bool = False
     calibrated_on: int = 0
+    note: str = ""

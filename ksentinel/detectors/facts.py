@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model was made of, and what it did on windows it had never seen: the truth that its card tells."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,8 @@ class Facts:
         By level, lowest first.
     gate
         Of the part in the kernel; None if there is none.
+    contents
+        SHA-256 of each program as it was when it was recorded, as far as it could be read.
     """
 
     duration_s: float
@@ -133,3 +135,4 @@ class Facts:
     host: str = ""
     kernel: str = ""
     gate: Gate | None = None
+    contents: dict[str, str] = field(default_factory=dict)

@@ -71,6 +71,24 @@ class Model:
         self.arch = arch
         self.origin = origin
         self.kernel = kernel
+        self._notes: dict[str, str] = {}
+
+    def recognise(self, program: str, known: str, note: str) -> None:
+        """
+        Compare *program* with the profile of *known* from now on, and note on its anomalies what it is.
+
+        Raises
+        ------
+        ModelError
+            If no profile is of *known*.
+        """
+        if (known, "") not in self.profiles.roots:
+            raise ModelError(f"the model has no profile of {known}")
+        self._notes[program] = note
+        if program != known:
+            for profiles in (self.profiles, *(getattr(m, "profiles_", None) for m in self.members.values())):
+                if profiles is not None:
+                    profiles.aliases[program] = known
 
     def member(self, name: str) -> Detector:
         """Return the detector of that *name*; raises ModelError if there is none."""
@@ -133,6 +151,7 @@ class Model:
                     profile=profile,
                     unseen=unseen,
                     calibrated_on=self.calibrations[decided_by].size(profile),
+                    note=self._notes.get(window.process.program, ""),
                 )
             )
         return anomalies

@@ -9,7 +9,8 @@ new n-grams to the origin, where they look ordinary.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,15 +22,94 @@ from ksentinel.detectors.trie import Tokens, tokens_of
 from ksentinel.errors import ModelError
 from ksentinel.window import Window
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-    from sklearn.pipeline import Pipeline
-
 LONGEST = 3
 """Length of the longest n-grams."""
 
 _CHUNK = 2048
 _DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counts:
+    """
+    How often each window has each n-gram, where it has any.
+
+    Attributes
+    ----------
+    window, bucket, count
+        Shape (m,); sorted by window.
+    windows
+        How many there are.
+    """
+
+    window: Ints
+    bucket: Ints
+    count: Floats
+    windows: int
+
+
+class Support:
+    """
+    What the fitted pipeline has learnt, and what it says: in numpy alone, so that watching needs no scikit-learn.
+
+    Parameters
+    ----------
+    idf
+        Weight of each n-gram, shape (features,).
+    data, indices, starts
+        The landmarks, compressed sparse rows: shape (k,), (k,), (rank + 1,).
+    normalization
+        Of the kernel's approximation, shape (rank, rank).
+    coef, offset
+        Of the linear machine, shape (rank,).
+    """
+
+    def __init__(
+        self,
+        idf: Floats,
+        data: Floats,
+        indices: Ints,
+        starts: Ints,
+        normalization: Floats,
+        coef: Floats,
+        offset: float,
+        gamma: float,
+    ) -> None:
+        self.idf = idf
+        self.data = data
+        self.indices = indices
+        self.starts = starts
+        self.normalization = normalization
+        self.coef = coef
+        self.offset = offset
+        self.gamma = gamma
+        # Only n-grams that some landmark has make a product: these columns, dense.
+        self._columns, column = np.unique(indices, return_inverse=True)
+        row = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+        self._landmarks = np.zeros((len(self._columns), len(starts) - 1))
+        self._landmarks[column, row] = data
+        self._lengths = np.bincount(row, data**2, len(starts) - 1)
+        self._weights: Floats = normalization.T @ coef
+
+    def decide(self, counts: Counts) -> Floats:
+        """
+        Return what scikit-learn's ``decision_function`` would: positive inside, shape (counts.windows,).
+
+        Sublinear TF-IDF, rows of length one, a Gaussian kernel with the landmarks, a linear machine on that.
+        """
+        value = (1.0 + np.log(counts.count)) * self.idf[counts.bucket]
+        length = np.sqrt(np.bincount(counts.window, value**2, counts.windows))
+        value = value / length[counts.window]
+        place = np.searchsorted(self._columns, counts.bucket)
+        place[place == len(self._columns)] = 0
+        shared = self._columns[place] == counts.bucket if len(self._columns) else np.zeros(len(place), bool)
+        rows = np.zeros((counts.windows, len(self._columns)))
+        rows[counts.window[shared], place[shared]] = value[shared]
+        squared = (length > 0).astype(np.float64)
+        distance = squared[:, None] + self._lengths[None, :] - 2.0 * (rows @ self._landmarks)
+        kernel = np.exp(-self.gamma * np.maximum(distance, 0.0))
+        decided: Floats = kernel @ self._weights - self.offset
+        return decided
 
 
 class OneClass:
@@ -53,8 +133,8 @@ class OneClass:
 
     Attributes
     ----------
-    pipeline_
-        The fitted scikit-learn pipeline; the sign is turned in `score`.
+    svm_
+        What the fitted scikit-learn pipeline has learnt; the sign is turned in `score`.
     neutral_
         Median training score; what a window says that is too short to say anything.
     """
@@ -92,9 +172,9 @@ class OneClass:
         if len(chosen) > self.subsample:
             places = np.random.default_rng(self.seed).permutation(len(chosen))[: self.subsample]
             chosen = [windows[i] for i in np.sort(places)]
-        pipeline = self._pipeline(min(self.components, len(chosen)))
-        pipeline.fit(self._counts(tokens_of(chosen), len(chosen)))
-        self.pipeline_ = pipeline
+        self.svm_ = self._fitted(
+            self._counts(tokens_of(chosen), len(chosen)), min(self.components, len(chosen))
+        )
         self.neutral_ = 0.0
         full = [w for w in chosen if len(w.tokens) >= SHORTEST] or chosen
         self.neutral_ = float(np.median(self.score(full)))
@@ -119,41 +199,32 @@ class OneClass:
         self._check()
         if not len(removed):
             return np.zeros(0)
-        from scipy.sparse import csr_matrix
-
         bucket, _, position = self._buckets(tokens_of([window]))
         used, column = np.unique(bucket, return_inverse=True)
         present = np.zeros((len(window.tokens), len(used)))
         np.add.at(present, (position, column), 1.0)
         row, place = np.nonzero(counts := (~removed).astype(np.float64) @ present)
-        ablated = csr_matrix((counts[row, place], (row, used[place])), shape=(len(removed), self.features))
+        ablated = Counts(row, used[place], counts[row, place], len(removed))
         return self._outside(ablated, np.full(len(removed), len(window.tokens)))
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return what each step of the pipeline has learnt, and the parameters."""
         self._check()
-        tfidf, kernel, svm = (step for _, step in self.pipeline_.steps)
-        # Rows of few n-grams: kept sparse.
-        from scipy.sparse import csr_matrix
-
-        landmarks = csr_matrix(kernel.components_)
+        svm = self.svm_
         return {
             "parameters": np.array([self.features, self.subsample, self.components, self.seed], np.uint32),
-            "constants": np.array([self.gamma, self.nu, self.neutral_, svm.offset_[0]], np.float64),
-            "idf": np.asarray(tfidf.idf_, np.float64),
-            "landmarks.data": landmarks.data.astype(np.float64),
-            "landmarks.indices": landmarks.indices.astype(np.uint32),
-            "landmarks.starts": landmarks.indptr.astype(np.uint32),
-            "landmarks.places": np.asarray(kernel.component_indices_, np.uint32),
-            "normalization": np.asarray(kernel.normalization_, np.float64),
-            "coef": np.asarray(svm.coef_, np.float64),
+            "constants": np.array([self.gamma, self.nu, self.neutral_, svm.offset], np.float64),
+            "idf": svm.idf,
+            "landmarks.data": svm.data,
+            "landmarks.indices": svm.indices.astype(np.uint32),
+            "landmarks.starts": svm.starts.astype(np.uint32),
+            "normalization": svm.normalization,
+            "coef": svm.coef,
         }
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
-        """Rebuild the fitted pipeline from `to_arrays`; raises ModelError."""
-        from scipy.sparse import csr_matrix
-
+        """Rebuild from `to_arrays`; raises ModelError."""
         parameters, constants = array(arrays, "parameters", kind="u"), array(arrays, "constants", kind="f")
         if len(parameters) != 4 or len(constants) != 4:
             raise ModelError("the one-class model has no parameters")
@@ -164,14 +235,13 @@ class OneClass:
         idf, coef = array(arrays, "idf", kind="f"), array(arrays, "coef", kind="f")
         normalization = array(arrays, "normalization", kind="f", ndim=2)
         data = array(arrays, "landmarks.data", kind="f")
-        indices = array(arrays, "landmarks.indices", kind="u").astype(np.int32)
+        indices = array(arrays, "landmarks.indices", kind="u").astype(np.int64)
         starts = array(arrays, "landmarks.starts", kind="u").astype(np.int64)
-        places = array(arrays, "landmarks.places", kind="u").astype(np.int64)
         rank = len(starts) - 1
         consistent = (
             rank >= 1
             and idf.shape == (features,)
-            and coef.shape == places.shape == (rank,)
+            and coef.shape == (rank,)
             and normalization.shape == (rank, rank)
             and len(data) == len(indices) == int(starts[-1])
             and int(starts[0]) == 0
@@ -181,47 +251,54 @@ class OneClass:
         if not consistent:
             raise ModelError("the arrays of the one-class model don't fit together")
         model = cls(features, subsample, components, gamma, nu, seed)
-        model.pipeline_ = model._pipeline(rank)
-        tfidf, kernel, svm = (step for _, step in model.pipeline_.steps)
-        tfidf.n_features_in_ = kernel.n_features_in_ = features
-        tfidf.idf_ = idf
-        kernel.components_ = csr_matrix((data, indices, starts.astype(np.int32)), shape=(rank, features))
-        kernel.component_indices_ = places
-        kernel.normalization_ = normalization
-        svm.n_features_in_ = rank
-        svm.coef_, svm.offset_ = coef, np.array([offset])
+        model.svm_ = Support(idf, data, indices, starts, normalization, coef, offset, gamma)
         model.neutral_ = neutral
         return model
 
     def _check(self) -> None:
-        if not hasattr(self, "pipeline_"):
+        if not hasattr(self, "svm_"):
             raise ModelError("the one-class model is not fitted")
 
-    def _pipeline(self, components: int) -> "Pipeline":
-        # Imported here: scikit-learn costs most of a second, and 115 MB.
+    def _fitted(self, counts: Counts, components: int) -> "Support":
+        # Imported here: scikit-learn costs most of a second, and 115 MB, and only training needs it.
+        from scipy.sparse import csr_matrix
         from sklearn.feature_extraction.text import TfidfTransformer
         from sklearn.kernel_approximation import Nystroem
         from sklearn.linear_model import SGDOneClassSVM
         from sklearn.pipeline import make_pipeline
 
-        return make_pipeline(
+        pipeline = make_pipeline(
             TfidfTransformer(sublinear_tf=True),
             Nystroem(gamma=self.gamma, n_components=components, random_state=self.seed),
             SGDOneClassSVM(nu=self.nu, random_state=self.seed),
         )
+        shape = (counts.windows, self.features)
+        pipeline.fit(csr_matrix((counts.count, (counts.window, counts.bucket)), shape=shape))
+        tfidf, kernel, svm = (step for _, step in pipeline.steps)
+        landmarks = csr_matrix(kernel.components_)
+        landmarks.sort_indices()
+        return Support(
+            np.asarray(tfidf.idf_, np.float64),
+            landmarks.data.astype(np.float64),
+            landmarks.indices.astype(np.int64),
+            landmarks.indptr.astype(np.int64),
+            np.asarray(kernel.normalization_, np.float64),
+            np.asarray(svm.coef_, np.float64),
+            float(svm.offset_[0]),
+            self.gamma,
+        )
 
-    def _outside(self, counts: "csr_matrix", lengths: Ints) -> Floats:
+    def _outside(self, counts: Counts, lengths: Ints) -> Floats:
         # Rounded, because matrix products differ in the last bits with the number of rows: a window's score must not
         # depend on the company it was scored in.
-        outside = -np.round(self.pipeline_.decision_function(counts), _DIGITS)
+        outside = -np.round(self.svm_.decide(counts), _DIGITS)
         heard = np.minimum(lengths, SHORTEST) / SHORTEST
         return np.asarray(self.neutral_ + heard * (outside - self.neutral_))
 
-    def _counts(self, tokens: Tokens, windows: int) -> "csr_matrix":
-        from scipy.sparse import csr_matrix
-
+    def _counts(self, tokens: Tokens, windows: int) -> Counts:
         bucket, window, _ = self._buckets(tokens)
-        return csr_matrix((np.ones(len(bucket)), (window, bucket)), shape=(windows, self.features))
+        pairs, count = np.unique(window * self.features + bucket, return_counts=True)
+        return Counts(pairs // self.features, pairs % self.features, count.astype(np.float64), windows)
 
     def _buckets(self, tokens: Tokens) -> tuple[Ints, Ints, Ints]:
         """Return bucket, window and last position of every n-gram of length 1 to `LONGEST`."""

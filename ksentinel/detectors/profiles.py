@@ -34,6 +34,11 @@ class Profiles:
     roots
         Name to root; the host-wide profile is always there, as root 0.
 
+    Attributes
+    ----------
+    aliases
+        Programs that have the profile of another one: copies of it.
+
     Examples
     --------
     >>> profiles = Profiles.among([("/bin/sh", "/usr/sbin/nginx"), ("/bin/sh", "/usr/sbin/cron")])
@@ -46,6 +51,7 @@ class Profiles:
     def __init__(self, roots: Mapping[Profile, int]) -> None:
         self.roots = {HOST: 0, **roots}
         self.count = 1 + max(self.roots.values())
+        self.aliases: dict[str, str] = {}
 
     @classmethod
     def among(cls, profiles: Iterable[Profile], *, least: int = 1) -> Self:
@@ -81,8 +87,8 @@ class Profiles:
         A process whose executable isn't known (``""``) is compared with the whole host; nobody can say that
         training never saw it, so it isn't unseen.
         """
-        exe = profile[0]
-        for name in (profile, (exe, "")):
+        exe = self.aliases.get(profile[0], profile[0])
+        for name in ((exe, profile[1]), (exe, "")):
             if exe and name in self.roots:
                 return name, False
         return HOST, bool(exe)

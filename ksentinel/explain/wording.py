@@ -100,6 +100,8 @@ def _unusual(anomaly: Anomaly, window: Mapping[str, Any], match: Match | None) -
         f"{who} finds {len(anomaly.window.tokens)} system calls{' there' if there else ''} unusual for {compared}: "
         f"{_how_often(anomaly)}."
     )
+    if anomaly.note:
+        said += f" Of that program: {printable(anomaly.note, 200)}."
     ngrams = window.get("ngrams") or []
     if ngrams:
         top = ngrams[0]

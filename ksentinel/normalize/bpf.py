@@ -6,6 +6,7 @@ import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from posixpath import dirname, normpath
 
 from ksentinel import syscalls
@@ -21,6 +22,7 @@ from ksentinel.event import (
     ProcessKey,
     SyscallEvent,
 )
+from ksentinel.normalize.cgroups import Cgroups
 from ksentinel.normalize.processes import ProcessTable, is_launcher, is_terminal
 from ksentinel.normalize.redact import Redactor
 from ksentinel.normalize.sockaddr import socket_address
@@ -94,13 +96,23 @@ class BpfNormalizer:
         Architecture of the kernel.
     redact
         Masks secrets in arguments; None keeps them.
+    cgroups
+        Names control groups; None leaves units and containers out.
     """
 
-    def __init__(self, table: ProcessTable, epoch_ns: int, arch: str, redact: Redactor | None) -> None:
+    def __init__(
+        self,
+        table: ProcessTable,
+        epoch_ns: int,
+        arch: str,
+        redact: Redactor | None,
+        cgroups: Cgroups | None = None,
+    ) -> None:
         self.table = table
         self.epoch_ns = epoch_ns
         self.arch = arch
         self.redact = redact
+        self.cgroups = cgroups
         self.malformed = 0
         self._ended: OrderedDict[ProcessKey, Process] = OrderedDict()
 
@@ -214,6 +226,7 @@ class BpfNormalizer:
         # Also if /proc has told of the child already: that was its state later on, and its execs are still to come.
         parent = ProcessKey(parent_pid, parent_start // _TICK_NS * _TICK_NS)
         child = self.table.fork(parent, key, session=session, uid=uid, euid=euid, cgroup=cgroup)
+        child = self._placed(child)
         return ForkEvent(time_ns=when, process=child, tid=tid, origin=Origin.BPF)
 
     def _exit(self, key: ProcessKey, tid: int, when: int) -> ExitEvent:
@@ -252,6 +265,7 @@ class BpfNormalizer:
             script=script,
             cgroup=cgroup,
         )
+        process = self._placed(process)
         return ExecEvent(
             time_ns=when,
             process=process,
@@ -296,6 +310,16 @@ class BpfNormalizer:
             truncated=bool(flags & abi.Flag.TRUNCATED) or bool(told and address is None),
             unreadable=bool(flags & abi.Flag.UNREADABLE),
         )
+
+    def _placed(self, process: Process) -> Process:
+        """Return *process* with the names of where it runs."""
+        if self.cgroups is None or process.cgroup is None:
+            return process
+        found = self.cgroups.look(process.cgroup)
+        unit, container = ("", "") if found is None else (found.unit, found.container)
+        if (unit, container) == (process.unit, process.container):
+            return process
+        return self.table.update(replace(process, unit=unit, container=container))
 
     def _masked(self, words: tuple[str, ...]) -> tuple[str, ...]:
         return words if self.redact is None else self.redact.argv(words)

@@ -297,12 +297,41 @@ def _flags(call: SyscallEvent) -> Value:
     if flags is None:
         # setns calls its flags a type.
         flags = next((value for key, value in call.values if key == "nstype"), None)
-    if flags is None:
-        return None
-    known = [name for bit, name in _FLAGS.get(call.syscall, {}).items() if flags & bit]
-    if call.syscall in _OPENS:
+    return None if flags is None else (flags, *flag_names(call.syscall, flags))
+
+
+def flag_names(syscall: str, flags: int) -> tuple[str, ...]:
+    """
+    Return the names of a call's flags, as far as they are known.
+
+    Examples
+    --------
+    >>> flag_names("openat", 0o101), flag_names("mount", 0x1001), flag_names("read", 1)
+    (('O_CREAT', 'O_WRONLY'), ('MS_RDONLY', 'MS_BIND'), ())
+    """
+    known = [name for bit, name in _FLAGS.get(syscall, {}).items() if flags & bit]
+    if syscall in _OPENS:
         known.append(_ACCESS[flags & 3])
-    return (flags, *known)
+    return tuple(known)
+
+
+def value_name(syscall: str, name: str, value: int) -> str:
+    """
+    Return how one of a call's named numbers is called; empty if it has no name.
+
+    Examples
+    --------
+    >>> value_name("kill", "signal", 9), value_name("ptrace", "request", 16), value_name("setuid", "uid", 0)
+    ('SIGKILL', 'PTRACE_ATTACH', '')
+    """
+    words: Mapping[int, str] = {}
+    if name == "signal":
+        words = _SIGNALS
+    elif syscall == "ptrace" and name == "request":
+        words = _PTRACE
+    elif syscall == "bpf" and name in {"cmd", "command"}:
+        words = _BPF_COMMANDS
+    return words.get(value, "")
 
 
 def _mode(call: SyscallEvent) -> Value:

@@ -252,6 +252,8 @@ class Collector:
         Who is watched.
     calls_a_second
         Argument events that one process may send in a second; 0: no limit.
+    compat
+        Whether this kernel serves a 32-bit ABI, too: then each call is asked for it, which costs some time.
     path_seed
         Secret behind the path hashes.
     names
@@ -282,6 +284,7 @@ class Collector:
         sample: float = 0.01,
         wanted: Wanted | None = None,
         calls_a_second: int = 5000,
+        compat: bool = True,
         path_seed: int = 1,
         names: Mapping[str, abi.NameFlag] | None = None,
         prefixes: Mapping[str, abi.Class | None] = PREFIXES,
@@ -299,6 +302,7 @@ class Collector:
         self.sample = sample
         self.wanted = wanted or Wanted()
         self.calls_a_second = calls_a_second
+        self.compat = compat
         self.path_seed = path_seed
         self.names = names or {}
         self.prefixes = prefixes
@@ -325,6 +329,7 @@ class Collector:
                 sample=min(int(self.sample * _CHANCES), _CHANCES - 1),
                 filters=self.wanted.kinds(),
                 calls_a_second=self.calls_a_second,
+                compat=self.compat,
             )
             self._configure()
             self._fill()
@@ -355,6 +360,7 @@ class Collector:
 
         It is written beside the one in use; then all threads change over at once, each between two calls.
         """
+        self.table = table
         epoch, old = self._config.epoch + 1, self._object.map("profiles").keys(abi.ProfileKey)
         base = abi.ROWS - self._config.base if self._config.scoring else 0
         wait_for_programs()  # none may still be reading what lies there
@@ -378,6 +384,16 @@ class Collector:
         wait_for_programs()
         for key in old:
             self._object.map("profiles").delete(key)
+
+    def recognise(self, program: str, known: str) -> None:
+        """Let *program* have the rows of *known* from its next execution on: it is a copy of it."""
+        if self.table is None:
+            return
+        hashed, wanted = program_hash(program, self.path_seed), program_hash(known, self.path_seed)
+        for of, service, row in self.table.keys(self.path_seed):
+            if of == wanted and hashed:
+                key = abi.ProfileKey(program=hashed, service=service, epoch=self._config.epoch)
+                self._object.map("profiles").update(key, ctypes.c_uint32(self._config.base + row))
 
     def poll(self, seconds: float = 0.2) -> list[memoryview]:
         """Return the records that have arrived, waiting at most *seconds* for the first; sweeps idle threads."""
