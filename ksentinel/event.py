@@ -58,7 +58,7 @@ class Process:
     was
         The executable before the last exec: *who became what*.
     script
-        The script that the kernel was asked to execute, if it was one; *exe* is then its interpreter.
+        The script that the kernel was asked to execute by an absolute path, if it was one; *exe* is then its interpreter.
     before
         The programs before this one, the newest first, at most `BEFORE`; a child has its parent's.
     cgroup

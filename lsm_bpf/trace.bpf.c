@@ -605,7 +605,7 @@ static __noinline int begin_program(struct ks_counters *c, struct task_struct *t
         s->exec.process = process ? process->score : 0;
         s->exec.epoch = thread->epoch;
         s->exec.row = thread->row == KS_ROW_NONE ? KS_ROW_NONE : thread->row - cfg->base;
-        if (thread->ignored || cfg->stopping) /* its last window may have been swept: nobody would send this one */
+        if (thread->ignored || cfg->stopping) /* its last window may have been swept already: this one nobody would send */
                 return 0;
         append(thread, KS_TOKEN_EXEC); /* the window was closed: it can't be full */
         thread->level = 1;             /* every program begins with it */

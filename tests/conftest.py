@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by all tests: nothing is skipped unseen."""
+"""Shared by all tests: nothing is skipped unseen, and no example fails because the machine was busy."""
 
 import os
 import re
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ksentinel import support
+
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_addoption(parser):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ksentinel.detectors import Anomaly, MemberScore
 from ksentinel.event import (
+    BEFORE,
     Address,
     AuditEvent,
     ExecEvent,
@@ -78,6 +79,9 @@ _bare = st.builds(
     session=_some,
     cwd=texts,
     comm=texts,
+    script=texts,
+    before=st.lists(texts, max_size=BEFORE).map(tuple),
+    cgroup=st.none() | st.integers(0, (1 << 64) - 1),
 )
 
 
@@ -89,7 +93,7 @@ def processes(draw):
     for bare in line:
         above = replace(bare, parent=above, depth=0 if above is None else above.depth + 1)
     ancestors = list(above.ancestors())
-    stranger = Process(ProcessKey(1 << 23, 0), exe=draw(texts))
+    stranger = Process(ProcessKey(1 << 23, 0), exe=draw(texts), script=draw(texts))
     return replace(above, service=draw(st.sampled_from([None, stranger, *ancestors])))
 
 
@@ -146,4 +150,5 @@ windows = st.builds(
 def family(process):
     """Return all that a process is, ancestors and services included: what `==` leaves out."""
     above = None if process.parent is None else family(process.parent)
-    return process, above, None if process.service is None else (process.service.key, process.service.exe)
+    service = process.service
+    return process, above, None if service is None else (service.key, service.exe, service.program)

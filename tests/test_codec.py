@@ -2,6 +2,7 @@
 """Events as plain dicts: there and back, and what people and strangers write."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from made_up import HTTPD, SHELL, child, events, family, processes
 
 from ksentinel.codec import KINDS, event_from_plain, event_to_plain, process_from_plain, process_to_plain
 from ksentinel.errors import InputError
-from ksentinel.event import Address, ExecEvent, Origin, ProcessKey, SyscallEvent
+from ksentinel.event import Address, ExecEvent, Origin, Process, ProcessKey, SyscallEvent
 
 
 @given(processes())
@@ -28,6 +29,30 @@ def test_event(event):
 
     assert event == back
     assert family(event.process) == family(back.process)
+
+
+def test_script():
+    """A script, what a process was before and its cgroup are written; a service that is a script stays one, in sight or not."""
+    service = Process(ProcessKey(10, 10), exe="/bin/sh", script="/srv/run")
+    process = replace(
+        child(service, 11, "/bin/cat"),
+        script="/srv/\udcff",
+        before=("#!/srv/run", "/bin/bash"),
+        cgroup=1 << 63,
+    )
+    plain = json.loads(json.dumps(process_to_plain(process)))
+    alone = process_to_plain(process, ancestors=0)
+
+    assert (plain["script"], plain["before"], plain["cgroup"]) == (
+        "/srv/\udcff",
+        ["#!/srv/run", "/bin/bash"],
+        1 << 63,
+    )
+    assert plain["service"] == {"pid": 10, "start_ns": 10}
+    assert alone["service"] == {"pid": 10, "start_ns": 10, "exe": "/bin/sh", "script": "/srv/run"}
+    for back in (process_from_plain(plain), process_from_plain(alone)):
+        assert back == process
+        assert back.service_program == "#!/srv/run"
 
 
 def test_cut_ancestors():
@@ -116,6 +141,10 @@ CALL = {"event": "syscall", "syscall": "open", "process": PROCESS}
         ({**CALL, "process": {"pid": "x"}}, "pid: Expected `int`"),
         ({**CALL, "process": {"key": {"pid": 1, "start_ns": 1}}}, "Process has no key"),
         ({**CALL, "process": {"depth": -1}}, "Process has no depth"),
+        ({**CALL, "process": {"before": "/bin/sh"}}, "Process.before: Expected `array`, got `str`"),
+        ({**CALL, "process": {"script": 5}}, "Process.script: Expected `str`, got `int`"),
+        ({**CALL, "process": {"cgroup": "/"}}, "Process.cgroup: Expected `int"),
+        ({**CALL, "process": {"service": {"script": []}}}, "Process.script: "),
         ({**CALL, "process": {"parent": []}}, "process is no mapping"),
         ({**CALL, "process": {"service": "nginx"}}, "service is no mapping"),
         ({**CALL, "process": {"service": {"exe": []}}}, "Process.exe: "),

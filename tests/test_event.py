@@ -22,6 +22,26 @@ def test_service():
     assert ("/usr/sbin/cron", CROND.key) == (CROND.service_exe, CROND.service_key)
 
 
+def test_program():
+    """A script is a program of its own, whatever runs it; its service has one, too."""
+    script = Process(ProcessKey(5, 5), exe="/bin/sh", script="/srv/run")
+    tool = Process(ProcessKey(6, 6), exe="/bin/cat", parent=script, service=script)
+
+    assert (script.program, script.service_program, script.service_exe) == (
+        "#!/srv/run",
+        "#!/srv/run",
+        "/bin/sh",
+    )
+    assert (tool.program, tool.service_program, tool.service_exe) == ("/bin/cat", "#!/srv/run", "/bin/sh")
+
+
+def test_nothing_known():
+    """Of a process nothing is known of, nothing is said."""
+    stranger = Process(ProcessKey(5, 5))
+
+    assert (stranger.program, stranger.before, stranger.cgroup) == ("", (), None)
+
+
 def test_service_out_of_sight():
     """Where the line breaks off before the service, the lineage is what is known."""
     lost = Process(ProcessKey(5, 5), exe="/bin/sh", service=HTTPD)

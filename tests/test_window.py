@@ -2,6 +2,7 @@
 """Windows of single events: per thread, never mixed."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from made_up import HTTPD, SECOND, SHELL
 
 from ksentinel.event import ExecEvent, ExitEvent, Origin, Process, ProcessKey, SyscallEvent
-from ksentinel.window import LENGTH, Assembler, Cause, Window
+from ksentinel.window import LENGTH, Assembler, Cause, KernelScore, Window
 
 
 def call(token, *, tid=11, at=0.0, process=SHELL):
@@ -47,6 +48,15 @@ def test_profile():
     (window,) = through([call(1)])
 
     assert window.profile == ("/bin/sh", "/usr/sbin/httpd")
+
+
+def test_profile_of_a_script():
+    """A script has its own normal, not its interpreter's."""
+    script = replace(SHELL, script="/srv/run")
+    (window,) = through([call(1, process=script)])
+
+    assert window.profile == ("#!/srv/run", "/usr/sbin/httpd")
+    assert window.kernel is None
 
 
 def test_idle():
@@ -144,5 +154,8 @@ def test_interleaving(steps, data):
 def test_hashable(cause):
     """Windows are values: the same in every respect are equal."""
     one, other = (Window(SHELL, 11, 0, 1, (1, 2), cause) for _ in range(2))
+    scored = replace(one, kernel=KernelScore(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, "sampled", ()))
 
-    assert len({one, other}) == 1
+    assert (
+        len({one, other, scored}) == 1
+    )  # what the kernel made of it is no part of it: recordings don't have that

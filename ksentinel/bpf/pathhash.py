@@ -17,19 +17,18 @@ def program_hash(program: str, seed: int) -> int:
     True
     """
     if program.startswith("#!"):
-        name = seed ^ 1
+        script = seed ^ 1
         for byte in program[2:].encode("utf-8", "surrogateescape"):
-            name = (name ^ byte) * _FNV & _MASK
-        return _mixed(name) or 1
+            script = (script ^ byte) * _FNV & _MASK
+        return _mixed(script) or 1
     if not program.startswith("/") or program.endswith(" (deleted)"):
         return 0
+    names = [name for name in program.encode("utf-8", "surrogateescape").split(b"/") if name]
     path = seed
-    for name_bytes in reversed(
-        [name for name in program.encode("utf-8", "surrogateescape").split(b"/") if name]
-    ):
-        path = (path ^ name_hash(name_bytes, seed)) * _MIX2 & _MASK
+    for name in reversed(names):
+        path = (path ^ name_hash(name, seed)) * _MIX2 & _MASK
         path ^= path >> 29
-    return path or 1
+    return (path or 1) if names else 0
 
 
 def name_hash(name: bytes, seed: int) -> int:

@@ -11,6 +11,7 @@ import struct
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import log2
 from typing import Any, Self
 
 import numpy as np
@@ -710,7 +711,7 @@ def _lineage_penalties(table: KernelTable, windows: Sequence[Window]) -> tuple[t
     def cost(least: int, of: int) -> float:
         among = execs if of == 0 else sum(count for lost, count in given_up.items() if lost >= of)
         seldom = sum(count for lost, count in given_up.items() if lost >= least)
-        return -np.log2((seldom + 1) / (among + 2)) * _SCALE
+        return -_SCALE * log2((seldom + 1) / (among + 2))
 
     once = cost(1, 0)
     twice = once + cost(2, 1)

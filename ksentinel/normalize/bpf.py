@@ -201,7 +201,7 @@ class BpfNormalizer:
         tokens = struct.unpack_from(f"={count}H", record, _HEADER.size + _WINDOW.size)
         if not 0 < count <= abi.WINDOW or max(tokens) >= abi.TOKENS:
             raise ValueError(count)
-        kernel = None
+        why, kernel = Cause(cause), None
         if scored:
             kernel = KernelScore(
                 epoch=epoch, row=row, begin_mean=begin_mean, begin_cusum=begin_cusum, mean=mean, cusum=cusum,
@@ -215,7 +215,7 @@ class BpfNormalizer:
             first_ns=first + self.epoch_ns,
             last_ns=last + self.epoch_ns,
             tokens=tokens,
-            cause=Cause(cause),
+            cause=why,
             origin=Origin.BPF,
             lossy=bool(flags & abi.Flag.LOSSY),
             kernel=kernel,
@@ -247,8 +247,10 @@ class BpfNormalizer:
         cwd = _names(parts, abi.PartKind.CWD)
         name = _string(parts.get(abi.PartKind.NAME, b""))
         path = _absolute(name, "" if name.startswith("/") else cwd)
-        # What was executed by its descriptor has no name to be known by: it is its interpreter.
-        script = bool(flags & abi.Flag.SCRIPT) and not name.startswith("/dev/fd/")
+        # Known by what it was executed by, byte for byte, or the kernel's side would know it by another hash. That side can't
+        # tell where a relative path leads, and a descriptor is no name: then it is its interpreter, here as there.
+        named = name.startswith("/") and not name.startswith("/dev/fd/")
+        script = name if flags & abi.Flag.SCRIPT and named else ""
         process = self.table.exec(
             key,
             exe=f"{exe} (deleted)" if flags & abi.Flag.UNLINKED else exe,
@@ -260,7 +262,7 @@ class BpfNormalizer:
             auid=None if auid == _UNSET else auid,
             session=session,
             cwd=cwd,
-            script=path if script else "",
+            script=script,
             cgroup=cgroup,
         )
         process = self._placed(process)

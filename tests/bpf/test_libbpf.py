@@ -131,14 +131,14 @@ def test_resize(opened, asked, given):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_verifier_has_room(loaded, name):
     """
-    Programs stay far below the verifier's limit of a million instructions: kernels count differently.
+    Programs stay well below the verifier's limit of a million instructions: kernels count differently.
 
     That `program_info` reads the right fields, the program's name tells.
     """
     info = program_info(loaded_fd(loaded, name))
 
     assert bytes(info.before[64:80]).rstrip(b"\0").decode() == name
-    assert 0 < info.verified_insns < 50_000
+    assert 0 < info.verified_insns < 500_000
     assert loaded.missed(name) == 0
 
 

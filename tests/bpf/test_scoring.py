@@ -23,9 +23,10 @@ from ksentinel.detectors.kerneltable import NEVER, KernelTable, Row, Thread, cal
 from ksentinel.detectors.ngram import NGramModel
 from ksentinel.event import Process, ProcessKey
 from ksentinel.normalize.bpf import BpfNormalizer
-from ksentinel.normalize.processes import ProcessTable
+from ksentinel.normalize.processes import LAUNCHERS, TERMINALS, ProcessTable
 from ksentinel.shipped import shipped
-from ksentinel.sources.ringbuf import CAPTURES, Collector
+from ksentinel.sources.procfs import running
+from ksentinel.sources.ringbuf import CAPTURES, Collector, Wanted
 from ksentinel.window import Cause, Window
 
 pytestmark = pytest.mark.bpf
@@ -66,8 +67,6 @@ def table(seed, order=5, **options):
 def loaded(model, **options):
     """Give the collector, loaded and attached, watching this very process but no other."""
     me = abi.Process(program=program_hash(ME, SEED), flags=abi.ProcessFlag.FAMILY)
-    from ksentinel.sources.ringbuf import Wanted
-
     with Collector(
         shipped("lsm_bpf/trace.bpf.o"), 0, ARCH, table=model, path_seed=SEED, processes=lambda: [(os.getpid(), me)],
         wanted=Wanted(pids=(os.getpid(),)), **options,
@@ -84,11 +83,11 @@ def loaded(model, **options):
 
 def windows(collector):
     """Return the windows that have arrived."""
-    found = []
-    for record in collector._take():
-        if abi.Header.from_buffer_copy(record).kind == abi.Kind.WINDOW:
-            found.append(abi.Window.from_buffer_copy(record))
-    return found
+    return [
+        abi.Window.from_buffer_copy(record)
+        for record in collector._take()
+        if abi.Header.from_buffer_copy(record).kind == abi.Kind.WINDOW
+    ]
 
 
 def sequences(chance, count):
@@ -117,7 +116,7 @@ def test_equal_to_the_bit(seed, order, count):
             collector._object.run("on_sys_enter", REGISTERS, call & (1 << 64) - 1)
         found = windows(collector)
 
-    reference = Reference([image for image in model.images(2, SEED)])
+    reference = Reference(model.images(2, SEED))
     twin, slow = Thread(model, 2), None
     tokens = [syscalls.token(call) for call in calls]
     assert [list(w.tokens) for w in found] == [tokens[i : i + 64] for i in range(0, len(tokens), 64)]
@@ -125,8 +124,10 @@ def test_equal_to_the_bit(seed, order, count):
         # What this process did before it was this test's is in the first window's beginning.
         if slow is None:
             twin, slow = Thread(model, 2), reference.thread(2)
+            for _ in range(abi.WINDOW):
+                twin.feed([FILLER])
+                slow.token(FILLER)
             for thread in (twin, slow):
-                [thread.feed([FILLER]) if thread is twin else thread.token(FILLER) for _ in range(64)]
                 thread.close()
                 thread.mean, thread.cusum = window.begin_mean, window.begin_cusum
                 thread.process.score = before
@@ -200,15 +201,13 @@ class Live:
         self.normalizer = BpfNormalizer(ProcessTable(), 0, ARCH, None)
 
     def __enter__(self):
-        from ksentinel.bpf.abi import NameFlag
-        from ksentinel.normalize.processes import LAUNCHERS, TERMINALS
-        from ksentinel.sources.procfs import running
-
         def introduce():
             self.normalizer.known(running())
             return self.normalizer.introductions(SEED)
 
-        names = dict.fromkeys(LAUNCHERS, NameFlag.LAUNCHER) | dict.fromkeys(TERMINALS, NameFlag.TERMINAL)
+        names = dict.fromkeys(LAUNCHERS, abi.NameFlag.LAUNCHER) | dict.fromkeys(
+            TERMINALS, abi.NameFlag.TERMINAL
+        )
         self.collector = Collector(
             shipped("lsm_bpf/trace.bpf.o"), os.getpid(), ARCH, table=self.model, path_seed=SEED, names=names,
             processes=introduce, **self.options,
@@ -227,6 +226,7 @@ class Live:
             self.records.append((bytes(record), self.normalizer.item(record)))
 
     def run(self, *command):
+        """Run a command to its end."""
         with subprocess.Popen(command) as child:
             while child.poll() is None:
                 self._take(self.collector.poll(0.05))

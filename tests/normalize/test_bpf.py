@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """BPF records become events and windows: records made by hand, of every kind, whole and broken."""
 
+import ctypes
 import os
-import struct
 
 import pytest
 from hypothesis import given
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ksentinel import syscalls
 from ksentinel.bpf import abi
+from ksentinel.bpf.pathhash import program_hash
 from ksentinel.event import (
     Address,
     ExecEvent,
@@ -25,9 +26,10 @@ from ksentinel.normalize.processes import ProcessTable
 from ksentinel.normalize.redact import Redactor
 from ksentinel.sources.procfs import Running
 from ksentinel.sources.ringbuf import CAPTURES
-from ksentinel.window import Cause, Window
+from ksentinel.window import Cause, KernelScore, Window
 
 EPOCH = 1_700_000_000_000_000_000
+HEADER = ctypes.sizeof(abi.Header)
 START, KEY = 5_123_456_789, ProcessKey(10, 5_120_000_000)
 Part = abi.PartKind
 
@@ -38,19 +40,34 @@ def normalizer():
 
 
 def record(kind, body=b"", *, flags=0, pid=10, tid=None, start=START, time=7, size=None):
-    """Return a record as the collector lays it out."""
-    whole = struct.calcsize("=HHIQQII") + len(body)
-    head = struct.pack("=HHIQQII", kind, flags, whole if size is None else size, time, start, pid, tid or pid)
-    return memoryview(head + body)
+    """Return a record as the collector lays it out: the header, then what else is in the struct and its parts."""
+    head = abi.Header(
+        kind=kind, flags=flags, size=HEADER + len(body) if size is None else size, time_ns=time, start_ns=start,
+        tgid=pid, tid=tid or pid, sequence=3, cpu=1, program=2,
+    )  # fmt: skip
+    return memoryview(bytes(head) + body)
 
 
-def window(tokens=(1, 2, 3), *, sequence=0, cause=Cause.FULL, count=None, **options):
-    body = struct.pack("=QQIHH", 100, 200, sequence, len(tokens) if count is None else count, cause)
-    return record(abi.Kind.WINDOW, body + struct.pack("=64H", *tokens, *[9] * (64 - len(tokens))), **options)
+def body(structure):
+    """Return what of a struct is behind its header."""
+    return bytes(structure)[HEADER:]
 
 
-def fork(parent=9, parent_start=START, *, session=4, uid=5, euid=6, **options):
-    return record(abi.Kind.FORK, struct.pack("=QIIII", parent_start, parent, session, uid, euid), **options)
+def window(tokens=(1, 2, 3), *, count=None, cause=Cause.FULL, scores=None, **options):
+    """Return a window; behind its tokens stands what was there before."""
+    made = abi.Window(
+        first_ns=100, last_ns=200, count=len(tokens) if count is None else count, cause=cause,
+        tokens=(*tokens, *[9] * (abi.WINDOW - len(tokens))), **(scores or {}),
+    )  # fmt: skip
+    return record(abi.Kind.WINDOW, body(made), **options)
+
+
+def fork(parent=9, parent_start=START, *, session=4, uid=5, euid=6, cgroup=8, **options):
+    made = abi.Fork(
+        parent_start_ns=parent_start, parent_tgid=parent, session=session, uid=uid, euid=euid, cgroup=cgroup,
+        mean=1, cusum=2, process=3,
+    )  # fmt: skip
+    return record(abi.Kind.FORK, body(made), **options)
 
 
 def parts(**named):
@@ -60,21 +77,29 @@ def parts(**named):
         kind, cut = Part[name.removesuffix("_CUT")], name.endswith("_CUT")
         if isinstance(value, str):
             value = b"".join(n.encode() + b"\0" for n in reversed(value.split("/")) if n)  # noqa: PLW2901
-        out += struct.pack("=HH", kind | (abi.PART_CUT if cut else 0), len(value)) + value
+        out += bytes(abi.Part(kind=kind | (abi.PART_CUT if cut else 0), len=len(value))) + value
     return out
 
 
-def exec_(*, uid=1, euid=2, auid=3, session=4, options=None, **named):
-    body = struct.pack("=IIII", uid, euid, auid, session).ljust(abi.PARTS - 32, b"\xee")
-    return record(abi.Kind.EXEC, body + parts(**named), **(options or {}))
+def exec_(*, uid=1, euid=2, auid=3, session=4, cgroup=8, options=None, **named):
+    made = abi.Exec(
+        uid=uid, euid=euid, auid=auid, session=session, cgroup=cgroup, program=1, before=(2, 3), service=4,
+        epoch=5, row=6, mean=7, cusum=8, known=2, surprise=9, process=10,
+    )  # fmt: skip
+    return record(abi.Kind.EXEC, padded(made) + parts(**named), **(options or {}))
 
 
 def call(name, *args, uid=0, euid=0, variant=syscalls.Abi.NATIVE, options=None, **named):
     arch = "i386" if variant is syscalls.Abi.COMPAT else "x86_64"
     number = name if isinstance(name, int) else syscalls.numbers(arch)[name]
     values = [a & 0xFFFFFFFFFFFFFFFF for a in (*args, *[0xAAAA_BBBB_CCCC_DDDD] * (6 - len(args)))]
-    body = struct.pack("=6QIIHHI", *values, uid, euid, syscalls.token(number, variant), 0, 0)
-    return record(abi.Kind.CALL, body + parts(**named), **(options or {}))
+    made = abi.Call(args=tuple(values), uid=uid, euid=euid, token=syscalls.token(number, variant))
+    return record(abi.Kind.CALL, padded(made) + parts(**named), **(options or {}))
+
+
+def padded(structure):
+    """Return a struct up to where the parts start: it shares that room with a larger one, whose rest is anything."""
+    return body(structure).ljust(abi.PARTS - HEADER, b"\xee")
 
 
 def test_window(normalizer):
@@ -98,42 +123,33 @@ def test_lossy_window(normalizer):
     assert normalizer.item(window(flags=abi.Flag.LOSSY)).lossy
 
 
+SCORES = {
+    "epoch": 2, "row": 3, "begin_mean": 4, "begin_cusum": 5, "mean": 6, "cusum": 7, "peak_mean": 8, "peak_cusum": 9,
+    "process": 10,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("sequences", "gaps"),
+    ("choice", "over", "named"),
     [
-        ([0, 1, 2], 0),
-        ([0, 2, 3], 1),
-        ([1, 2], 1),
-        ([0, 1, 0, 1], 0),
-        ([0, 5, 5], 2),
+        (abi.Choice.FLAGGED, abi.Over.MEAN | abi.Over.PROCESS, ("mean", "process")),
+        (abi.Choice.FLAGGED, abi.Over.CUSUM, ("cusum",)),
+        (abi.Choice.SAMPLED, 0, ()),
+        (abi.Choice.UNGATED, 7, ("mean", "cusum", "process")),
     ],
 )
-def test_sequence(normalizer, sequences, gaps):
-    """Numbers that are missing are counted, from a thread's first; one that begins again at 0 is a new thread."""
-    for sequence in sequences:
-        normalizer.item(window(sequence=sequence))
+def test_scored_window(normalizer, choice, over, named):
+    """What the kernel made of a window comes with it."""
+    made = window(scores={**SCORES, "scored": 3, "choice": choice, "over": over})
 
-    assert normalizer.sequence_gaps == gaps
-
-
-@pytest.mark.parametrize("born_again", [window(cause=Cause.EXIT, sequence=3), fork()])
-def test_sequence_begins_again(normalizer, born_again):
-    """After a thread's end, or a process' birth, its number is forgotten: the next is expected to be 0."""
-    for one in (window(sequence=0), window(sequence=1), window(sequence=2)):
-        normalizer.item(one)
-    normalizer.item(born_again)
-    normalizer.item(window(sequence=1))
-
-    assert normalizer.sequence_gaps == 1
+    assert normalizer.item(made).kernel == KernelScore(
+        **SCORES, scored=3, choice=choice.name.lower(), over=named
+    )
 
 
-def test_threads_have_their_own_sequences(normalizer):
-    """Windows of two threads interleave."""
-    for sequence in range(3):
-        for tid in (10, 11):
-            normalizer.item(window(sequence=sequence, tid=tid))
-
-    assert normalizer.sequence_gaps == 0
+def test_window_that_was_not_scored(normalizer):
+    """Without a model there are no scores, whatever stands in their place."""
+    assert normalizer.item(window(scores={**SCORES, "choice": 9})).kernel is None
 
 
 @pytest.mark.parametrize(
@@ -151,13 +167,15 @@ def test_threads_have_their_own_sequences(normalizer):
         record(abi.Kind.CALL),
         record(0),
         record(6),
-        record(abi.Kind.EXIT, size=31),
-        record(abi.Kind.EXIT, size=33),
+        window(scores={"scored": 1, "choice": 4}),
+        record(abi.Kind.EXIT, size=HEADER - 1),
+        record(abi.Kind.EXIT, size=HEADER + 1),
+        record(abi.Kind.EXIT)[:-1],
         memoryview(b""),
         memoryview(b"\1\0"),
         exec_(NAME=b"x")[:-1],
-        record(abi.Kind.CALL, bytes(abi.PARTS - 32) + struct.pack("=HH", 1, 5) + b"four"),
-        record(abi.Kind.CALL, struct.pack("=6QIIHHI", *[0] * 8, abi.TOKENS, 0, 0)),
+        record(abi.Kind.CALL, padded(abi.Call()) + bytes(abi.Part(kind=1, len=5)) + b"four"),
+        record(abi.Kind.CALL, padded(abi.Call(token=abi.TOKENS))),
     ],
 )
 def test_malformed(normalizer, broken):
@@ -166,18 +184,26 @@ def test_malformed(normalizer, broken):
     assert (normalizer.malformed, len(normalizer.table)) == (1, 0)
 
 
+SHAPES = {
+    abi.Kind.WINDOW: ctypes.sizeof(abi.Window),
+    abi.Kind.FORK: ctypes.sizeof(abi.Fork),
+    abi.Kind.EXEC: abi.PARTS,
+    abi.Kind.CALL: abi.PARTS,
+}
+
+
 @pytest.mark.parametrize("kind", [*abi.Kind, 0])
 @given(data=st.data())
 def test_any_bytes(kind, data):
     """Nothing that stands in a record crashes; it is an item, or malformed."""
     normalizer = BpfNormalizer(ProcessTable(), EPOCH, "x86_64", Redactor())
-    shape = {abi.Kind.WINDOW: 152, abi.Kind.FORK: 24, abi.Kind.EXEC: 64, abi.Kind.CALL: 64}.get(kind, 0)
+    shape = SHAPES.get(kind, HEADER) - HEADER
     chunks = st.tuples(st.sampled_from([*Part, 99, 3 | abi.PART_CUT]), st.binary(max_size=20))
-    body = data.draw(st.binary(min_size=shape, max_size=shape))
+    start = data.draw(st.binary(min_size=shape, max_size=shape))
     tail = b"".join(
-        struct.pack("=HH", k, len(v)) + v for k, v in data.draw(st.lists(chunks, max_size=5))
+        bytes(abi.Part(kind=k, len=len(v))) + v for k, v in data.draw(st.lists(chunks, max_size=5))
     ) + data.draw(st.binary(max_size=5))
-    found = normalizer.item(record(kind, body + tail))
+    found = normalizer.item(record(kind, start + tail, flags=data.draw(st.integers(0, 0xFFFF))))
 
     assert (found is None) == (normalizer.malformed == 1)
 
@@ -197,7 +223,7 @@ def test_fork(normalizer):
 
     assert event == ForkEvent(
         time_ns=EPOCH + 7,
-        process=Process(KEY, exe="/bin/sh", argv=("sh",), uid=5, euid=6, session=4),
+        process=Process(KEY, exe="/bin/sh", argv=("sh",), uid=5, euid=6, session=4, cgroup=8),
         tid=10,
         origin=Origin.BPF,
     )
@@ -243,8 +269,66 @@ def test_known_is_masked():
     assert normalizer.table.get(10).argv == ("mysql", "-p***")
 
 
+SEED = 0x5EED
+
+
+def told(normalizer, *families):
+    """Return what the kernel's side is told of each process, by pid."""
+    return dict(normalizer.introductions(SEED, families))
+
+
+def test_introductions(normalizer):
+    """The kernel's side is told program and service by their hashes, and what starts services."""
+    normalizer.known(
+        [
+            running(1, exe="/sbin/init"),
+            running(9, parent=1, exe="/usr/sbin/sshd"),
+            running(10, parent=9, exe="/usr/bin/bash"),
+            running(11, parent=10, exe="/usr/bin/vi"),
+            running(12, parent=1, exe="/usr/sbin/nginx"),
+            running(13, parent=12, exe=""),
+        ]
+    )
+    flag, found = abi.ProcessFlag, told(normalizer)
+
+    assert {pid: process.flags for pid, process in found.items()} == {
+        1: flag.LAUNCHER,
+        9: flag.LAUNCHER,
+        10: flag.TERMINAL,
+        11: flag.SERVED | flag.BY_TERMINAL,
+        12: 0,
+        13: flag.SERVED,
+    }
+    assert {pid: process.program for pid, process in found.items()} == {
+        pid: program_hash(normalizer.table.get(pid).exe, SEED) for pid in (1, 9, 10, 11, 12, 13)
+    }
+    assert found[13].program == 0
+    assert [found[pid].service for pid in (9, 10, 11, 13)] == [
+        0, 0, program_hash("/usr/bin/bash", SEED), program_hash("/usr/sbin/nginx", SEED),
+    ]  # fmt: skip
+
+
+def test_introductions_of_families(normalizer):
+    """Whoever descends from a process that is wanted is marked, and nobody else."""
+    normalizer.known([running(1), running(9, parent=1), running(10, parent=9), running(11, parent=1)])
+    marked = [pid for pid, one in told(normalizer, 9).items() if one.flags & abi.ProcessFlag.FAMILY]
+
+    assert marked == [9, 10]
+
+
+def test_introduction_of_what_it_was(normalizer):
+    """What a process was before goes along, as far as it is known."""
+    for exe in ("/bin/a", "/bin/b", "/bin/c"):
+        normalizer.item(exec_(EXE=exe))
+        found = told(normalizer)[10]
+        before = normalizer.table.get(10).before
+        assert list(found.before)[: found.known] == [program_hash(name, SEED) for name in before]
+
+    assert before == ("/bin/b", "/bin/a")
+
+
 def test_exec(normalizer):
-    """A process becomes another program; scripts keep the name they were asked for by."""
+    """A process becomes another program; what was asked for keeps its name."""
     normalizer.table.add(Process(KEY, exe="/bin/sh"))
     event = normalizer.item(
         exec_(EXE="/usr/bin/python3.11", CWD="/srv/app", NAME=b"./run.py\0", ARGV=b"python3\0./run.py\0")
@@ -263,6 +347,8 @@ def test_exec(normalizer):
             session=4,
             cwd="/srv/app",
             comm="python3.11",
+            before=("/bin/sh",),
+            cgroup=8,
         ),
         tid=10,
         origin=Origin.BPF,
@@ -300,6 +386,40 @@ def test_argv(normalizer, argv, words):
 def test_exec_path(normalizer, name, path):
     """The working directory is where a relative path starts, and says nothing of an absolute one."""
     assert normalizer.item(exec_(EXE="/usr/bin/python3.11", CWD="/srv/app", NAME=name)).path == path
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "program"),
+    [
+        (b"/srv/run.py\0", abi.Flag.SCRIPT, "#!/srv/run.py"),
+        (b"/srv/run.py\0", 0, "/usr/bin/python3.11"),
+        (b"/srv//./run.py\0", abi.Flag.SCRIPT, "#!/srv//./run.py"),
+        (b"./run.py\0", abi.Flag.SCRIPT, "/usr/bin/python3.11"),
+        (b"/dev/fd/3\0", abi.Flag.SCRIPT, "/usr/bin/python3.11"),
+        (b"/dev/fd/3/run.py\0", abi.Flag.SCRIPT, "/usr/bin/python3.11"),
+        (b"", abi.Flag.SCRIPT, "/usr/bin/python3.11"),
+    ],
+)
+def test_script(normalizer, name, flags, program):
+    """A script is known by the path it was executed by, byte for byte, as the kernel's side knows it; without one, it is its interpreter."""
+    found = normalizer.item(
+        exec_(EXE="/usr/bin/python3.11", CWD="/srv", NAME=name, options={"flags": flags})
+    ).process
+
+    assert (found.program, found.exe) == (program, "/usr/bin/python3.11")
+
+
+def test_what_it_was(normalizer):
+    """The last two programs stay known, the newest first, and go to a child."""
+    for exe in ("/bin/a", "/bin/b", "/bin/c"):
+        normalizer.item(exec_(EXE=exe, NAME=exe.encode() + b"\0"))
+    after = normalizer.item(
+        exec_(EXE="/bin/sh", NAME=b"/srv/d\0", options={"flags": abi.Flag.SCRIPT})
+    ).process
+    child = normalizer.item(fork(parent=10, pid=11)).process
+
+    assert (after.program, after.before) == ("#!/srv/d", ("/bin/c", "/bin/b"))
+    assert (child.program, child.before, child.script) == (after.program, after.before, "/srv/d")
 
 
 def test_exec_flags(normalizer):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksentinel.event import Process, ProcessKey
-from ksentinel.normalize.processes import LAUNCHERS, TERMINALS, ProcessTable
+from ksentinel.normalize.processes import LAUNCHERS, TERMINALS, ProcessTable, is_launcher, is_terminal
 
 SYSTEMD = Process(ProcessKey(1, 0), exe="/usr/lib/systemd/systemd")
 
@@ -86,6 +86,104 @@ def test_fork_and_exec():
     )
     assert after.comm == "a-very-long-pro"
     assert table.get(11) == after
+
+
+def test_before():
+    """What a process was goes from exec to exec, and to its children, the newest first, no further back than two."""
+    table, found = chain("/bin/a", "/bin/b", "/bin/c")
+    child = table.fork(found[2].key, ProcessKey(200, 9))
+    script = table.exec(child.key, exe="/bin/sh", script="/srv/run")
+    after = table.exec(child.key, exe="/bin/d")
+
+    assert [process.before for process in (*found, child, script, after)] == [
+        ("/usr/lib/systemd/systemd",),
+        ("/bin/a", "/usr/lib/systemd/systemd"),
+        ("/bin/b", "/bin/a"),
+        ("/bin/b", "/bin/a"),
+        ("/bin/c", "/bin/b"),
+        ("#!/srv/run", "/bin/c"),
+    ]
+
+
+def test_before_what_is_unknown():
+    """A program that isn't known is a step only between known ones."""
+    table, key = ProcessTable(), ProcessKey(10, 1)
+    exes = ("", "", "/bin/a", "", "/bin/b", "/bin/c")
+
+    assert [table.exec(key, exe=exe).before for exe in exes] == [
+        (),
+        (),
+        (),
+        ("/bin/a",),
+        ("", "/bin/a"),
+        ("/bin/b", ""),
+    ]
+
+
+def test_script():
+    """A script is a program, and not its interpreter; the next exec ends it."""
+    table, key = ProcessTable(), ProcessKey(10, 1)
+    shell = table.exec(key, exe="/bin/sh")
+    script = table.exec(key, exe="/bin/sh", script="/srv/run")
+    cat = table.exec(key, exe="/bin/cat")
+
+    assert [process.program for process in (shell, script, cat)] == ["/bin/sh", "#!/srv/run", "/bin/cat"]
+
+
+def test_service_of_a_script():
+    """A script in a shell is no shell: setsid doesn't leave it."""
+    table = ProcessTable()
+    table.add(SYSTEMD)
+    table.fork(SYSTEMD.key, ProcessKey(100, 1))
+    server = table.exec(ProcessKey(100, 1), exe="/usr/bin/bash", script="/srv/server")
+    table.fork(server.key, ProcessKey(101, 2))
+    child = table.exec(ProcessKey(101, 2), exe="/bin/cat", session=101)
+
+    assert (child.service_program, child.service_key) == ("#!/srv/server", server.key)
+
+
+@pytest.mark.parametrize(
+    ("exe", "script", "launcher", "terminal"),
+    [
+        ("/usr/sbin/sshd", "", True, False),
+        ("/bin/bash", "", False, True),
+        ("/tmp/sshd", "", False, False),
+        ("/tmp/bash", "", False, False),
+        ("/usr/bin/bash", "/usr/bin/ldd", False, False),
+        ("/usr/bin/tini", "/usr/bin/x", False, False),
+        ("", "", False, False),
+    ],
+)
+def test_kinds(exe, script, launcher, terminal):
+    """Launchers and terminals are told by their names, where a package manager puts programs."""
+    process = Process(ProcessKey(1, 1), exe=exe, script=script)
+
+    assert (is_launcher(process), is_terminal(process)) == (launcher, terminal)
+
+
+def test_cgroup():
+    """A child has its parent's until its own is told; so has a program."""
+    table, key = ProcessTable(), ProcessKey(10, 1)
+    table.exec(key, exe="/bin/a", cgroup=7)
+    inherited = table.fork(key, ProcessKey(11, 2))
+    told = table.fork(key, ProcessKey(12, 2), cgroup=8)
+
+    assert [process.cgroup for process in (inherited, told)] == [7, 8]
+    assert [table.exec(told.key, exe="/bin/b").cgroup, table.exec(key, exe="/bin/b", cgroup=9).cgroup] == [
+        8,
+        9,
+    ]
+
+
+def test_all_of_them():
+    """The table gives all there are, and may be changed meanwhile."""
+    table = ProcessTable()
+    for pid in (10, 11, 12):
+        table.find(ProcessKey(pid, 1))
+    for process in table:
+        table.exit(process.key)
+
+    assert len(table) == 0
 
 
 def test_reused_pid():
