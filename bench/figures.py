@@ -141,7 +141,7 @@ def calibrate(run: Callable[[int], float], first: int, floor: int, cap: int, sec
     operations = max(floor, min(cap, first))
     while True:
         took = run(operations) * 1e-9
-        fitting = int(operations * seconds / max(took, 1e-9))
+        fitting = round(operations * seconds / max(took, 1e-9))
         # From too short a run nothing can be concluded but that more are needed.
         wanted = max(floor, min(cap, fitting, operations * 20))
         if wanted <= operations * 2 or wanted == operations:

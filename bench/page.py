@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: RUF001 -- × and – are what is meant
+# ruff: noqa: RUF001 -- the signs for times and from-to are meant
 """
 The figures of ``overhead.py`` for people: tables, a page, and a picture.
 
@@ -606,7 +606,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 44 else text[:43].rsplit(" ", 1)[0].rstrip(",") + " …"
+    return text if len(text) <= 52 else text[:51].rsplit(" ", 1)[0].rstrip(",") + " …"
 
 
 def _sides(result: Result) -> list[str]:
