@@ -41,7 +41,6 @@ import ksentinel
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench"
-TRAINING_SECONDS = 12.0
 SIDES = tuple(side.name for side in watchers.ALL)
 WORKLOADS = tuple(load.name for load in workloads.ALL)
 _TURN = 90.0
@@ -58,17 +57,23 @@ class Settings:
     seconds: float = 0.4
     idle_seconds: float = 20.0
     flood_seconds: float = 10.0
+    training_seconds: float = 12.0
+    limit_seconds: float = 2000.0
+    """No side begins a turn after that."""
     quick: bool = False
     sides: tuple[str, ...] = SIDES
     workloads: tuple[str, ...] = WORKLOADS
 
 
 QUICK = Settings(
-    runs=4,
+    runs=3,
     seconds=0.15,
-    idle_seconds=8.0,
+    idle_seconds=6.0,
     flood_seconds=3.0,
+    training_seconds=6.0,
+    limit_seconds=150.0,
     quick=True,
+    sides=tuple(name for name in SIDES if name != "auditd-no-rules"),
     workloads=("getppid", "exec", "redis"),
 )
 
@@ -104,6 +109,11 @@ def measure(
     begin = time.monotonic()
     for number in range(settings.runs):
         for side in turned(sides, number):
+            if time.monotonic() - begin > settings.limit_seconds:
+                findings.failed(
+                    side.name, number, f"left out: after {settings.limit_seconds:.0f} s no turn begins"
+                )
+                continue
             wait_for_others(findings, number)
             try:
                 found = one_turn(side, loads, number, settings, operations, findings)
@@ -221,7 +231,7 @@ def prepared(candidates: Sequence[Any], absent: dict[str, str]) -> list[Any]:
     return there
 
 
-def train(bench: Bench, loads: Sequence[Workload], seconds: float = TRAINING_SECONDS) -> Path:
+def train(bench: Bench, loads: Sequence[Workload], seconds: float) -> Path:
     """Record the very workloads for a while, and learn from that what is normal."""
     recorder = watchers.Record(bench)
     nobody = Watcher(bench)
@@ -288,14 +298,18 @@ def everything(settings: Settings) -> dict[str, Any]:
         )
         about = environment(bench)
         if any(isinstance(side, watchers.Monitor) for side in sides):
-            say(f"recording {TRAINING_SECONDS:.0f} s of the workloads, and training a model on that")
-            bench.model = train(bench, loads)
+            say(f"recording {settings.training_seconds:.0f} s of the workloads, and training a model on that")
+            bench.model = train(bench, loads, settings.training_seconds)
         measure(sides, loads, settings, findings)
         observer = None
         flooded: dict[str, Any] = {}
         if bench.model is not None:
             say(f"watching nothing happen for {settings.idle_seconds:.0f} s")
-            observer = attempt(findings, "idle", lambda: idle.measure(bench, settings.idle_seconds))
+            observer = attempt(
+                findings,
+                "idle",
+                lambda: idle.measure(bench, settings.idle_seconds, 1 if settings.quick else 3),
+            )
         for side in sides:
             if isinstance(side, watchers.Ksentinel):
                 say(f"a flood of {settings.flood_seconds:.0f} s under {side.name}")

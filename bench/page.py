@@ -243,8 +243,9 @@ def markdown(result: Result) -> str:
         _server_section(result),
         "## What the watchers themselves use",
         (
-            "Seconds of CPU that the watching processes use for each second of a workload, counted until they have caught up: "
-            "with more than one, somebody falls behind for as long as it lasts. What a side does inside of "
+            "Seconds of CPU that the watching processes use for each second of a workload, counted until they have "
+            "caught up, what they do for the rest of the host included: with more than one, somebody falls behind for as "
+            "long as it lasts. What a side does inside of "
             "the system calls of others (all that bpftrace does here, and strace's stops) is in the times above instead."
         ),
         _cpu_table(result),
