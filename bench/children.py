@@ -214,6 +214,28 @@ def cpu_seconds(pids: Iterable[int], proc: Path = Path("/proc")) -> float:
     return total / _TICKS
 
 
+def busy(stat: str) -> tuple[int, int]:
+    """
+    Return how many ticks all CPUs have been busy, and how many there were, by the first line of ``/proc/stat``.
+
+    Examples
+    --------
+    >>> busy("cpu  10 5 20 100 30 1 2 3 0 0")
+    (41, 171)
+    """
+    ticks = [int(word) for word in stat.split()[1:9]]  # guests are in user already
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) - idle, sum(ticks)
+
+
+def busy_share(seconds: float, stat: Path = Path("/proc/stat")) -> float:
+    """Return which share of the CPUs is used during the next *seconds*, in which we do nothing."""
+    before = busy(stat.read_text())
+    time.sleep(seconds)
+    after = busy(stat.read_text())
+    return (after[0] - before[0]) / max(after[1] - before[1], 1)
+
+
 def peak_mebibytes(pid: int, proc: Path = Path("/proc")) -> float:
     """Return the most memory that a process has had resident."""
     for line in (proc / str(pid) / "status").read_text().splitlines():

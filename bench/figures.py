@@ -94,7 +94,9 @@ def summary(
                 added = paired(found, nothing, _difference)
                 entry["added_ns"] = _plain(added)
                 entry["ratio_of_added_to_empty_probe"] = (
-                    added.median / probe.median if added and probe and probe.median > 0 else None
+                    added.median / probe.median
+                    if added and probe and probe.q1 > 0 and added.median > 0
+                    else None  # a ratio of noise
                 )
             if workload in of_servers:
                 entry["throughput_to_nothing"] = _plain(paired(found, nothing, lambda a, b: b / a))

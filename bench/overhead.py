@@ -31,7 +31,7 @@ import page
 import watchers
 import workloads
 from auditing import Auditing
-from children import BenchError, end_in_good_order, run
+from children import BenchError, busy_share, end_in_good_order, run
 from figures import Run, calibrate
 from tools import Tools
 from watchers import KSENTINEL, Bench, Watcher, attached
@@ -43,6 +43,7 @@ ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench"
 SIDES = tuple(side.name for side in watchers.ALL)
 WORKLOADS = tuple(load.name for load in workloads.ALL)
+_LOOK = 0.5
 _TURN = 90.0
 """A side whose turn takes longer is cut short: auditing everything on a busy host holds everybody up."""
 _OTHERS = 120.0
@@ -88,6 +89,8 @@ class Findings:
     failures: list[dict[str, Any]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
+    background: list[float] = field(default_factory=list)
+    """Which share of the CPUs somebody else used at the beginning of each round, when we did nothing."""
     patience: float = _OTHERS
 
     def failed(self, what: str, number: int, reason: object) -> None:
@@ -108,6 +111,7 @@ def measure(
     operations: dict[tuple[str, str], int] = {}
     begin = time.monotonic()
     for number in range(settings.runs):
+        findings.background.append(round(busy_share(_LOOK), 4))
         for side in turned(sides, number):
             if time.monotonic() - begin > settings.limit_seconds:
                 findings.failed(
@@ -342,6 +346,7 @@ def everything(settings: Settings) -> dict[str, Any]:
         "left_out": left_out(settings),
         "failures": findings.failures,
         "others": findings.others,
+        "background": findings.background,
         "runs": figures.raw(findings.runs),
     }
 

@@ -9,6 +9,7 @@ Every number in the page's prose is computed from the figures; what isn't in the
 import html
 import json
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from typing import Any
 from figures import CHEAPEST_CALL, EMPTY, NOTHING
 
 OURS = ("monitor", "record")
-_QUIET = 0.3
-"""Load average from which a machine isn't called quiet any more."""
+_QUIET = 0.05
+"""Share of the CPUs that others may use on a machine that is called quiet."""
 _COLOURS = {"ours": "#1a66cc", "base": "#8a8f98", "other": "#c77d0a"}
 
 Result = dict[str, Any]
@@ -194,11 +195,11 @@ def _floods(result: Result) -> Iterable[str]:
 def reservations(result: Result) -> list[str]:
     """Return what speaks against these very figures: what is absent, failed, left out or disturbed."""
     told = []
-    environment = result["environment"]
-    if environment["load_before"] > _QUIET:
+    others = background(result)
+    if others > _QUIET:
         told.append(
-            f"The machine was not quiet: load average {environment['load_before']:.2f} before. Others' work is in the "
-            "figures, and the slowest sides slow it down, too."
+            f"The machine was not quiet: between turns others used {others:.0%} of its CPUs (median of "
+            f"{len(result['background'])} looks). Their work is in the figures, and all sides slow them down, too."
         )
     for kind in ("sides", "workloads"):
         told += [f"Absent: {one['name']}: {one['absent']}" for one in result[kind] if one["absent"]]
@@ -214,6 +215,16 @@ def reservations(result: Result) -> list[str]:
     return told
 
 
+def background(result: Result) -> float:
+    """Return which share of the CPUs others used, as a rule."""
+    return statistics.median(result["background"]) if result["background"] else 0.0
+
+
+def disturbed(result: Result) -> bool:
+    """Tell whether the figures can't be relied on: somebody else worked, or watched, meanwhile."""
+    return background(result) > _QUIET or bool(result["others"])
+
+
 def markdown(result: Result) -> str:
     """Return the page."""
     environment, settings = result["environment"], result["settings"]
@@ -227,6 +238,9 @@ def markdown(result: Result) -> str:
             f"{' (' + environment['commit'] + ')' if environment['commit'] else ''}. Times depend on the machine: the "
             "ratios are the result."
         ),
+        "**This run was disturbed; don't rely on its figures. See the reservations below.**"
+        if disturbed(result)
+        else "",
         told,
         "![time of each workload relative to nobody watching](overhead.svg)",
         "## Reservations about this run",
@@ -620,7 +634,8 @@ def _name(side: str) -> str:
 
 
 def _added(entry: dict[str, Any]) -> str:
-    return duration(entry["added_ns"]["median"]) if entry["added_ns"] else "–"
+    added = entry["added_ns"]
+    return "–" if not added else duration(added["median"]) if added["q1"] > 0 else "nothing measurable"
 
 
 def _times(value: float | None) -> str:

@@ -150,6 +150,7 @@ class Command(Watcher):
 
     scope = "host"
     end_by = signal.SIGINT
+    patience = 30.0
 
     def __init__(self, bench: Bench) -> None:
         super().__init__(bench)
@@ -175,7 +176,13 @@ class Command(Watcher):
     def watching(self) -> Iterator[None]:
         """Start it, wait until it watches, and end it in good order."""
         self.told = Told()
-        child = Child(self.command(), self.bench.work / self.name, self.environment(), end_by=self.end_by)
+        child = Child(
+            self.command(),
+            self.bench.work / self.name,
+            self.environment(),
+            end_by=self.end_by,
+            patience=self.patience,
+        )
         try:
             with child:
                 child.wait_until(lambda: self.ready(child))
@@ -199,6 +206,7 @@ class Ksentinel(Command):
     """ksentinel's command line, as anybody would start it."""
 
     phrase = ""
+    patience = 180.0  # what its ring buffer still holds is dealt with before it ends
 
     def arguments(self) -> list[str]:
         """Return the subcommand with its options."""

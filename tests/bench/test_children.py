@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from children import BenchError, Child, Tool, cpu_seconds, peak_mebibytes, run, settle
+from children import BenchError, Child, Tool, busy_share, cpu_seconds, peak_mebibytes, run, settle
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 
@@ -28,6 +28,14 @@ def test_peak(tmp_path):
     (tmp_path / "7" / "status").write_text("Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n")
 
     assert peak_mebibytes(7, tmp_path) == 2
+
+
+def test_busy_share(tmp_path):
+    """Between 0 and 1; where no tick has passed, none was used."""
+    (tmp_path / "stat").write_text("cpu  10 5 20 100 30 1 2 3 0 0\n")
+
+    assert busy_share(0, tmp_path / "stat") == 0
+    assert 0 <= busy_share(0.1) <= 1
 
 
 def test_child_ends(tmp_path):

@@ -69,6 +69,13 @@ def test_a_probe_that_costs_nothing():
     assert of(summary(runs, SIDES, ["getppid"]), "monitor")["ratio_of_added_to_empty_probe"] is None
 
 
+def test_a_side_that_adds_nothing():
+    """Nor if the side's own addition is below zero."""
+    runs = [run("nothing", 1, 100), run("empty-probe", 1, 150), run("monitor", 1, 90)]
+
+    assert of(summary(runs, SIDES, ["getppid"]), "monitor")["ratio_of_added_to_empty_probe"] is None
+
+
 def test_servers():
     """Throughput is told for servers alone, as a share of what is served with nobody watching."""
     runs = [

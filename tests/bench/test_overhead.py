@@ -59,6 +59,7 @@ class Load(Workload):
 def _alone(monkeypatch):
     """Nobody else watches."""
     monkeypatch.setattr(overhead, "attached", set)
+    monkeypatch.setattr(overhead, "busy_share", lambda _: 0.0)
 
 
 def measured(*sides, load=None, settings=SETTINGS):

@@ -72,6 +72,7 @@ def made_up(**changes):
         "left_out": [],
         "failures": [],
         "others": [],
+        "background": [0.0, 0.01],
         "runs": raw(runs),
     }  # fmt: skip
     return result | changes
@@ -164,10 +165,7 @@ def test_can_not_keep_up():
             {"others": ["round 1: process 77"]},
             "Somebody else watched system calls, too: round 1: process 77.",
         ),
-        (
-            {"environment": made_up()["environment"] | {"load_before": 2.0}},
-            "not quiet: load average 2.00 before",
-        ),
+        ({"background": [0.0, 0.25, 0.5]}, "not quiet: between turns others used 25% of its CPUs"),
     ],
 )
 def test_reservations(change, sentence):
@@ -177,6 +175,28 @@ def test_reservations(change, sentence):
     assert sentence not in markdown(quiet)
     assert sentence in markdown(quiet | change)
     assert sentence in tables(quiet | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({}, False), ({"background": [0.5]}, True), ({"others": ["round 1: process 77"]}, True)],
+    ids=["quiet", "busy", "watched"],
+)
+def test_disturbed(change, told):
+    """Figures that can't be relied on are called so, before they are told."""
+    page = markdown(made_up(**change))
+
+    assert ("**This run was disturbed" in page.partition("\n- ")[0]) is told
+
+
+def test_added_nothing():
+    """What is within the noise isn't told as a number."""
+    result = made_up()
+    for entry in result["results"]:
+        if (entry["workload"], entry["side"]) == ("getppid", "monitor"):
+            entry["added_ns"] = {"median": -3.0, "q1": -9.0, "q3": 2.0}
+
+    assert "`ksentinel monitor` adds **nothing measurable**" in markdown(result)
 
 
 def test_unsettled():
