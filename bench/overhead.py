@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "bench"
 SIDES = tuple(side.name for side in watchers.ALL)
 WORKLOADS = tuple(load.name for load in workloads.ALL)
-_LOOK = 0.5
+_LOOK = 0.25
 _TURN = 90.0
 """A side whose turn takes longer is cut short: auditing everything on a busy host holds everybody up."""
 _OTHERS = 120.0
@@ -90,7 +90,7 @@ class Findings:
     absent: dict[str, str] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
     background: list[float] = field(default_factory=list)
-    """Which share of the CPUs somebody else used at the beginning of each round, when we did nothing."""
+    """Which share of the CPUs somebody else used before each turn, when we did nothing."""
     patience: float = _OTHERS
 
     def failed(self, what: str, number: int, reason: object) -> None:
@@ -111,7 +111,6 @@ def measure(
     operations: dict[tuple[str, str], int] = {}
     begin = time.monotonic()
     for number in range(settings.runs):
-        findings.background.append(round(busy_share(_LOOK), 4))
         for side in turned(sides, number):
             if time.monotonic() - begin > settings.limit_seconds:
                 findings.failed(
@@ -119,6 +118,7 @@ def measure(
                 )
                 continue
             wait_for_others(findings, number)
+            findings.background.append(round(busy_share(_LOOK), 3))
             try:
                 found = one_turn(side, loads, number, settings, operations, findings)
             except BenchError as error:

@@ -198,7 +198,7 @@ def reservations(result: Result) -> list[str]:
     others = background(result)
     if others > _QUIET:
         told.append(
-            f"The machine was not quiet: between turns others used {others:.0%} of its CPUs (median of "
+            f"The machine was not quiet: between turns others used {others:.0%} of its CPUs (mean of "
             f"{len(result['background'])} looks). Their work is in the figures, and all sides slow them down, too."
         )
     for kind in ("sides", "workloads"):
@@ -216,8 +216,8 @@ def reservations(result: Result) -> list[str]:
 
 
 def background(result: Result) -> float:
-    """Return which share of the CPUs others used, as a rule."""
-    return statistics.median(result["background"]) if result["background"] else 0.0
+    """Return which share of the CPUs others used, on the average: they come and go."""
+    return statistics.fmean(result["background"]) if result["background"] else 0.0
 
 
 def disturbed(result: Result) -> bool:

@@ -165,7 +165,10 @@ def test_can_not_keep_up():
             {"others": ["round 1: process 77"]},
             "Somebody else watched system calls, too: round 1: process 77.",
         ),
-        ({"background": [0.0, 0.25, 0.5]}, "not quiet: between turns others used 25% of its CPUs"),
+        (
+            {"background": [0.0, 0.25, 0.5]},
+            "not quiet: between turns others used 25% of its CPUs (mean of 3 looks)",
+        ),
     ],
 )
 def test_reservations(change, sentence):
