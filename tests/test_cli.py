@@ -34,15 +34,15 @@ from ksentinel.cli import main, parse_duration
 from ksentinel.config import Config
 from ksentinel.control import Control
 from ksentinel.errors import UsageError
-from ksentinel.event import ExecEvent, Origin, Process, ProcessKey, SyscallEvent
+from ksentinel.event import ExecEvent, ForkEvent, Origin, Process, ProcessKey, SyscallEvent
 from ksentinel.host import (
     cpu_seconds,
     default_socket,
     default_store,
     group_id,
-    keeping,
     memory_bytes,
     socket_to_ask,
+    watching,
 )
 from ksentinel.protocol import Group, Request
 from ksentinel.recording import Reader, Writer
@@ -53,7 +53,15 @@ BAD = HERE / "data" / "bad"
 WEBSHELL = HERE / "data" / "audit" / "webshell.log"
 KSENTINEL = [sys.executable, "-c", "from ksentinel.cli import main; main()"]
 FACTS = {"arch": "x86_64", "host": "small", "kernel": "6.12"}
-COUNTERS = {"seen": 100, "recorded": 90, "own": 10, "excluded": 0, "no_storage": 0, "contended": 0}
+COUNTERS = {
+    "seen": 100,
+    "scored": 60,
+    "unscored": 30,
+    "own": 10,
+    "excluded": 0,
+    "no_storage": 0,
+    "contended": 0,
+}
 
 # What an attacker may put into arguments, paths and titles, and what must not reach the terminal as it is.
 HOSTILE = (
@@ -992,9 +1000,9 @@ def test_no_duration(text):
 
 def test_kept_executable():
     """Of --exe: what runs it, the event of becoming something else, and nothing of what came of it."""
-    keep = keeping(["/opt/a"], [])
+    wanted, keep = watching(["/opt/a"], [], [], [])
     one = Process(ProcessKey(1, 1), exe="/opt/a")
-    other = Process(ProcessKey(1, 1), exe="/opt/b", was="/opt/a")
+    other = Process(ProcessKey(1, 1), exe="/opt/b", was="/opt/a", before=("/opt/a",))
     became = ExecEvent(time_ns=1, process=other, tid=1, origin=Origin.BPF)
     opened = SyscallEvent(time_ns=2, process=other, tid=1, origin=Origin.BPF, syscall="openat")
     windows = [make_window([1], ("/opt/a", "/opt/a")), make_window([1], ("/opt/b", "/opt/b"))]
@@ -1002,6 +1010,33 @@ def test_kept_executable():
     assert [keep(item) for item in (replace(opened, process=one), became, opened, *windows)] == [
         True, True, False, True, False,
     ]  # fmt: skip
+    assert set(wanted.programs) == {"/opt/a", "#!/opt/a"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (([], [2], [], []), {2, 3}),
+        (([], [], ["1000"], []), {3}),
+        (([], [], ["root"], []), {2}),
+        (([], [], [], []), None),
+    ],
+)
+def test_watching(monkeypatch, arguments, kept):
+    """By family, by user, by number or name; nothing asked for is everything."""
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    _, keep = watching(*arguments)
+    parent = Process(ProcessKey(2, 1), exe="/a", uid=0)
+    child = Process(ProcessKey(3, 1), exe="/b", parent=parent, uid=1000)
+    events = [ForkEvent(time_ns=1, process=p, tid=p.key.pid, origin=Origin.BPF) for p in (parent, child)]
+
+    assert (None if keep is None else {e.process.key.pid for e in events if keep(e)}) == kept
+
+
+def test_watching_nobody():
+    """A user that isn't there is a mistake."""
+    with pytest.raises(UsageError, match="--uid 'no one': there is no such user"):
+        watching([], [], ["no one"], [])
 
 
 def test_default_store(monkeypatch):
@@ -1103,7 +1138,7 @@ def test_status(run, fake):
         "process  7",
         "rules    22",
         "store    \\x1b[2J",
-        "100  system calls seen = 90 recorded + 10 own",
+        "100  system calls seen = 60 scored + 30 unscored + 10 own",
     ):
         assert line in table.text
     assert told.objects == [STATUS]
@@ -1158,12 +1193,14 @@ def loaded():
 
 def check_account(account):
     """Whatever was seen is somewhere."""
-    parts = ("recorded", "own", "excluded", "no_storage", "contended")
+    parts = ("scored", "unscored", "own", "excluded", "no_storage", "contended")
     assert account["seen"] == sum(account[part] for part in parts) > 0
     assert account["calls"] == account["calls_sent"] + account["calls_dropped"]
     assert account["lifecycle"] == account["lifecycle_sent"] + account["lifecycle_dropped"]
     sent = account["windows_sent"] + account["calls_sent"] + account["lifecycle_sent"]
     assert account["records_delivered"] == sent
+    dropped = account["windows_dropped"] + account["calls_dropped"] + account["lifecycle_dropped"]
+    assert account["records_missing"] == dropped
 
 
 @contextlib.contextmanager
@@ -1215,7 +1252,8 @@ def test_record_some(tmp_path):
 
     found = {}
     for name, account in accounts.items():
-        assert account["items_excluded"] > 0
+        assert account["excluded"] > 0
+        check_account(account)
         with Reader(tmp_path / f"{name}.db") as recording:
             found[name] = [item for batch in recording for item in batch]
             assert recording.facts[name] == ([child.pid] if name == "pid" else [str(exe)])
