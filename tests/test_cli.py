@@ -192,7 +192,7 @@ def made(tmp_path_factory):
     for name, old, new in (
         ("of-arm", '"x86_64"', '"aarch64"'),
         ("of-longer-windows", '"window_length": 64', '"window_length": 128'),
-        ("of-another-format", '"format": 1', '"format": 7'),
+        ("of-another-format", '"format": 2', '"format": 7'),
     ):
         manifest = spoilt[name] / "manifest.json"
         text = manifest.read_text()
