@@ -19,7 +19,7 @@ import pytest
 
 from ksentinel import report, syscalls
 from ksentinel.bpf import abi
-from ksentinel.bpf.libbpf import _SYS_BPF
+from ksentinel.bpf.libbpf import _SYS_BPF, Object
 from ksentinel.errors import HostError
 from ksentinel.event import Event, ExecEvent, ExitEvent, ForkEvent, SyscallEvent
 from ksentinel.normalize.bpf import BpfNormalizer
@@ -678,6 +678,26 @@ def test_finish_while_processes_end():
                 assert watch.account["lifecycle"] > 0
         finally:
             storm.kill()
+
+
+def test_attached_and_detached_slowly(monkeypatch):
+    """Programs that begin and end between two steps of beginning or ending are accounted for like all others."""
+    for name in ("attach", "detach_program"):
+        original = getattr(Object, name)
+
+        def slowly(*arguments, step=original):
+            time.sleep(0.03)
+            step(*arguments)
+
+        monkeypatch.setattr(Object, name, slowly)
+    with subprocess.Popen(["/bin/sh", "-c", "while :; do /bin/true; /bin/sleep 0.2 & done"]) as storm:
+        try:
+            with Watch() as watch:
+                watch.poll(0)
+        finally:
+            storm.kill()
+
+    assert watch.account["exec_tokens"] > 0
 
 
 def test_already_running():
