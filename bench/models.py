@@ -15,6 +15,7 @@ worth can't be seen here.
 import argparse
 import gzip
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ import numpy as np
 
 from ksentinel.detectors import Detector, Floats
 from ksentinel.detectors.calibration import Calibration
+from ksentinel.detectors.kerneltable import KernelTable, calibrated, follow
 from ksentinel.detectors.model import Model
-from ksentinel.detectors.ngram import NGramModel
+from ksentinel.detectors.ngram import SHORTEST, NGramModel
 from ksentinel.detectors.oneclass import OneClass
 from ksentinel.detectors.profiles import HOST, Ints, Profiles
 from ksentinel.detectors.stide import Stide
@@ -110,6 +112,12 @@ def timed(member: Detector, train: Traces, test: Sequence[Window]) -> dict[str, 
     }
 
 
+def kernel_scores(table: KernelTable, windows: Sequence[Window]) -> Floats:
+    """Return the mean surprise of each window in bits a token, by the table that the kernel has."""
+    scored = follow(table, windows)
+    return np.array([one.sum / max(one.scored, SHORTEST) / 8 for one in scored])
+
+
 def faithful(member: Detector, windows: Sequence[Window]) -> dict[str, float]:
     """Return R² of the surrogate, and how alike the five heaviest features of three seeds are (Jaccard, mean)."""
     r2: list[float] = []
@@ -138,7 +146,8 @@ def measure(data: Path) -> dict[str, Any]:
     attack = together(read(data / "attack.jsonl.gz", 200_000))
     parts = {"train": train, "calibrate": calibrate, "test": test, "attack": attack}
 
-    members: list[Detector] = [NGramModel(), Stide(), OneClass()]
+    ngram = NGramModel()
+    members: list[Detector] = [ngram, Stide(), OneClass()]
     everything = [w for part in parts.values() for w in part.windows]
     members[-1].fit(train.windows[:100])  # so that importing scikit-learn isn't timed
     speed = {member.name: timed(member, train, everything) for member in members}
@@ -157,6 +166,8 @@ def measure(data: Path) -> dict[str, Any]:
         for member in members
     }
     scores["combined"] = tuple(-np.log10([a.p_value for a in found]) for found in (normal, hostile))
+    kernel = calibrated(KernelTable.fit(ngram, train.windows, os.urandom), ngram, calibrate.windows)
+    scores["kernel"] = tuple(kernel_scores(kernel, part.windows) for part in (test, attack))
     p_values = {
         member.name: tuple(
             np.array([next(m.p_value for m in a.members if m.name == member.name) for a in found])

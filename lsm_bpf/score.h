@@ -13,6 +13,8 @@
 #define DEEPEST 10
 #define TRIES 4              /* to change a process' score while other threads change it */
 
+#define LENGTH_SHIFT 8
+
 enum found { NOWHERE = 0xffffffff };
 
 static __always_inline __u64 tokens_mask(__u32 tokens)
@@ -43,40 +45,41 @@ static __always_inline __u32 at_most(__u32 value, __u32 most)
         return value > most ? most : value;
 }
 
-/* What a row finds, from the longest context down; the caller has tried length k already, in vain. */
-static __noinline __u32 back_off(const struct ks_profile *row, __u64 low, __u64 high, __u32 k, __u32 given_up)
+/* What a row finds, from the longest context down, and the length of what it found in the bits above; the caller has
+ * tried the first lengths already, in vain. */
+static __noinline __u32 back_off(const struct ks_profile *row, __u64 low, __u64 high, __u32 k, __u32 tried)
 {
         for (__u32 i = 0; i < KS_ORDER; i++) {
                 __u32 found;
 
-                if (i < given_up)
+                if (i < tried)
                         continue;
                 if (i >= k)
                         break;
                 found = look_up(row, low, high, k - i);
                 if (found != KS_NEVER)
-                        return at_most(found + row->penalty[i & (KS_ORDER - 1)], KS_SURPRISE);
+                        return at_most(found + row->penalty[i & (KS_ORDER - 1)], KS_SURPRISE) | (k - i) << LENGTH_SHIFT;
         }
         return NOWHERE;
 }
 
 /* The surprise of a thread's last token where its row doesn't know the longest n-gram, of length k: seldom. */
 static __noinline __u32 surprise_beyond(const struct ks_profile *row, const struct ks_config *cfg,
-                                        const struct thread *thread, __u32 k)
+                                        struct thread *thread, __u32 k)
 {
         __u32 base = cfg->base, depth = thread->depth, found = back_off(row, thread->low, thread->high, k, 1);
         struct ks_profile *host;
 
+        thread->level = found == NOWHERE ? 0 : found >> LENGTH_SHIFT;
         if (found != NOWHERE)
-                return found;
+                return found & ((1 << LENGTH_SHIFT) - 1);
         if (thread->row == base)
                 return row->never;
         host = bpf_map_lookup_elem(&models, &base);
         if (!host)
                 return row->never;
         found = back_off(host, thread->low, thread->high, depth < host->order ? depth : host->order, 0);
-        if (found == NOWHERE)
-                found = host->never;
+        found = found == NOWHERE ? host->never : found & ((1 << LENGTH_SHIFT) - 1);
         return at_most(found + row->outside, KS_SURPRISE);
 }
 
@@ -124,7 +127,7 @@ static __always_inline __u32 times_over(__u32 score, __u32 limit)
 static __always_inline void forget_history(struct thread *thread)
 {
         thread->low = thread->high = 0;
-        thread->depth = 0;
+        thread->depth = thread->level = 0;
         thread->epoch = 0;
 }
 
@@ -262,7 +265,7 @@ static __always_inline int append(struct thread *thread, __u32 token)
 /* Scores the token that was appended last; tells whether there was a model to do so. */
 static __always_inline int score(const struct ks_config *cfg, struct thread *thread)
 {
-        __u32 at = thread->row, depth = thread->depth, k, found;
+        __u32 at = thread->row, k = thread->level + 1, found;
         struct ks_profile *row;
 
         if (!cfg->scoring)
@@ -270,9 +273,16 @@ static __always_inline int score(const struct ks_config *cfg, struct thread *thr
         row = bpf_map_lookup_elem(&models, &at);
         if (!row || row->epoch != thread->epoch)
                 return 0;
-        k = depth < row->order ? depth : row->order;
+        /* An n-gram that was seen begins with one that was seen: what the last token's search found bounds this one's. */
+        k = k < thread->depth ? k : thread->depth;
+        k = k < row->order ? k : row->order;
         found = look_up(row, thread->low, thread->high, k);
-        found = found == KS_NEVER ? surprise_beyond(row, cfg, thread, k) : at_most(found + row->penalty[0], KS_SURPRISE);
+        if (found == KS_NEVER) {
+                found = surprise_beyond(row, cfg, thread, k);
+        } else {
+                thread->level = k;
+                found = at_most(found + row->penalty[0], KS_SURPRISE);
+        }
         accumulate(thread, row, found);
         return 1;
 }

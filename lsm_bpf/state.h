@@ -33,7 +33,7 @@ struct thread {
         __u32 row;           /* among all rows of all models; KS_ROW_NONE */
         __u16 count;
         __u8 depth;          /* tokens in low and high, at most 10 */
-        __u8 ignored;        /* enum ignored */
+        __u8 level;          /* length of the n-gram that was found for the last token */
         __u32 mean;
         __u32 cusum;
         __u32 peak_mean;     /* of this window, and so to sum */
@@ -48,7 +48,8 @@ struct thread {
         __u16 unscored_calls;
         __u16 flags;
         __u16 call_token;
-        __u16 postponed;     /* the call below is still to be sent */
+        __u8 postponed;      /* the call below is still to be sent */
+        __u8 ignored;        /* enum ignored */
         __u32 sequence;
         __u32 tid;           /* when it was identified: an exec gives a thread its leader's id */
         __u32 missed;        /* what was lost while someone else was busy here; only the thread itself counts it */

@@ -608,6 +608,7 @@ static __noinline int begin_program(struct ks_counters *c, struct task_struct *t
         if (thread->ignored || cfg->stopping) /* its last window may have been swept already: this one nobody would send */
                 return 0;
         append(thread, KS_TOKEN_EXEC); /* the window was closed: it can't be full */
+        thread->level = 1;             /* every program begins with it */
         c->exec_tokens++;
         if (!cfg->scoring || !process)
                 return 0;

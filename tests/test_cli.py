@@ -1249,7 +1249,7 @@ def test_record_on_a_full_disk(tmp_path):
     out = tmp_path / "x.db"
     with busy():
         ran = subprocess.run(
-            ["bash", "-c", 'ulimit -f 256; exec "$@"', "bash", *KSENTINEL, "record", "--for", "20s", "--out", out],
+            ["bash", "-c", 'ulimit -f 2048; exec "$@"', "bash", *KSENTINEL, "record", "--for", "20s", "--out", out],
             capture_output=True, check=False, timeout=60,
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import struct
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import log2
 from typing import Any, Self
 
 import numpy as np
@@ -43,7 +44,7 @@ _MIX1, _MIX2 = 0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53
 _BITS, _HALF = 12, 5
 _SCALE = 8
 _HEADER = struct.Struct("=QQIIIIIIHHBBBB8sQ")
-_FULL = 0.5
+_FULL = 0.15
 """Share of a row's entries that may be taken: with more, too much that is new would pass for something else."""
 _SAMPLE = 2000
 _ENOUGH = 20
@@ -110,13 +111,12 @@ class Row:
         found: Ints = ((x >> np.uint64(48)) & np.uint64(self.mask)).astype(np.int64)
         return found
 
-    def find(self, low: int, high: int, depth: int) -> tuple[int, int]:
-        """Return the entry of the longest n-gram found and how many tokens of context were given up; or `NEVER`."""
-        longest = min(self.order, depth)
-        for length in range(longest, 0, -1):
+    def find(self, low: int, high: int, longest: int) -> tuple[int, int]:
+        """Return the entry of the longest n-gram found, *longest* at most, and its length; or `NEVER` and 0."""
+        for length in range(min(self.order, longest), 0, -1):
             found = int(self.surprise[self.entry(low, high, length)])
             if found != NEVER:
-                return found, longest - length
+                return found, length
         return NEVER, 0
 
     def lineage_entry(self, hashes: Sequence[int]) -> int:
@@ -360,8 +360,8 @@ class Thread:
         self.mean = mean
         self.cusum = cusum
         self.process = process or ProcessScore()
-        self.low = self.high = self.depth = 0
-        self._known: dict[tuple[int, int, int], int] = {}
+        self.low = self.high = self.depth = self.level = 0
+        self._known: dict[tuple[int, int, int, int], tuple[int, int]] = {}
         self.begin_mean, self.begin_cusum = mean, cusum
         self.peak_mean = self.peak_cusum = self.sum = self.scored = 0
 
@@ -369,7 +369,7 @@ class Thread:
         """Append tokens; return their surprises."""
         row = self.table.rows[self.row]
         mean, cusum, peak_mean, peak_cusum = self.mean, self.cusum, self.peak_mean, self.peak_cusum
-        low, high, depth, known = self.low, self.high, self.depth, self._known
+        low, high, depth, level, known = self.low, self.high, self.depth, self.level, self._known
         low_mask = (1 << _BITS * _HALF) - 1
         keep_low = (1 << _BITS * min(row.order, _HALF)) - 1
         keep_high = (1 << _BITS * max(row.order - _HALF, 0)) - 1
@@ -379,16 +379,17 @@ class Thread:
             low = (low << _BITS | token) & low_mask
             depth = min(depth + 1, DEEPEST)
             # What lies beyond the longest n-gram of either row makes no difference (they are of one order).
-            key = (low & keep_low, high & keep_high, depth if depth < row.order else DEEPEST)
-            surprise = known.get(key)
-            if surprise is None:
-                surprise = known[key] = self._surprise(row, low, high, depth)
+            key = (low & keep_low, high & keep_high, min(depth, row.order), level)
+            answer = known.get(key)
+            if answer is None:
+                answer = known[key] = self._surprise(row, low, high, depth, level)
+            surprise, level = answer
             mean += ((surprise << 16) - mean) >> row.decay
             cusum = min(max(cusum + surprise - row.drift, 0), TOP)
             peak_mean, peak_cusum = max(peak_mean, mean), max(peak_cusum, cusum)
             found.append(surprise)
         self.mean, self.cusum, self.peak_mean, self.peak_cusum = mean, cusum, peak_mean, peak_cusum
-        self.low, self.high, self.depth = low, high, depth
+        self.low, self.high, self.depth, self.level = low, high, depth, level
         self.sum += sum(found)
         self.scored += len(found)
         return found
@@ -414,7 +415,7 @@ class Thread:
         self.row = row
         self._known = {}
         self._begin()
-        self.low, self.high, self.depth = EXEC, 0, 1
+        self.low, self.high, self.depth, self.level = EXEC, 0, 1, 1
         surprise = self.table.lineage_surprise(chain)
         if surprise is not None:
             new = self.table.rows[row]
@@ -440,16 +441,19 @@ class Thread:
         self.begin_mean, self.begin_cusum = self.mean, self.cusum
         self.peak_mean = self.peak_cusum = self.sum = self.scored = 0
 
-    def _surprise(self, row: Row, low: int, high: int, depth: int) -> int:
-        found, given_up = row.find(low, high, depth)
+    def _surprise(self, row: Row, low: int, high: int, depth: int, level: int) -> tuple[int, int]:
+        """Return the surprise of the last token, and the length at which it was found."""
+        longest = min(row.order, depth, level + 1)
+        found, length = row.find(low, high, longest)
         if found != NEVER:
-            return min(found + row.penalty[given_up], MOST)
+            return min(found + row.penalty[longest - length], MOST), length
         if self.row == ROW_HOST:
-            return row.never
+            return row.never, 0
         host = self.table.rows[ROW_HOST]
-        found, given_up = host.find(low, high, depth)
-        found = host.never if found == NEVER else min(found + host.penalty[given_up], MOST)
-        return min(found + row.outside, MOST)
+        longest = min(host.order, depth)
+        found, length = host.find(low, high, longest)
+        found = host.never if found == NEVER else min(found + host.penalty[longest - length], MOST)
+        return min(found + row.outside, MOST), 0
 
 
 def follow(table: KernelTable, windows: Iterable[Window]) -> list[Scored]:
@@ -493,8 +497,9 @@ class _Level:
     """
     All n-grams of one length, shape (size,) each.
 
-    *low* and *high* are their tokens as the kernel packs them, *own* and *rest* how likely the last token is: own +
-    rest * base, where base is what the whole host's model says.
+    *low* and *high* are their tokens as the kernel packs them; *parent* and *shorter* are the places of the n-grams without
+    the last and without the first token, among those one shorter; *own* and *rest* say how likely the last token is: own + rest * base, where base is what the
+    whole host's model says.
     """
 
     root: Ints
@@ -503,7 +508,8 @@ class _Level:
     count: Floats
     own: Floats
     rest: Floats
-    host: Ints
+    parent: Ints
+    shorter: Ints
     probability: Floats
     saved: Floats
 
@@ -549,22 +555,43 @@ def _levels(ngram: NGramModel) -> list[_Level]:
             (1 << _BITS * _HALF) - 1
         )
         saved = np.maximum(np.log2(probability) - np.log2(on_host[host]), 0.0)
-        levels.append(_Level(new_root, new_low, new_high, counted, own, rest, host, probability, saved))
+        levels.append(
+            _Level(new_root, new_low, new_high, counted, own, rest, parent, suffix, probability, saved)
+        )
         root, low, high, shorter, twin = new_root, new_low, new_high, suffix, host
     return levels
 
 
 def _filled(row: Row, levels: Sequence[_Level], root: int) -> Row:
-    """Return *row* with the n-grams of one root: as many as fit, those seen most often first."""
+    """
+    Return *row* with the n-grams of one root: as many as fit, those that say most first.
+
+    Those say little that are as surprising as one would think from the n-gram without their first token (A. Stolcke,
+    "Entropy-based pruning of backoff language models", 1998).
+    """
     parts = []
-    for length, level in enumerate(levels, 1):
-        mine = np.flatnonzero(level.root == root)
-        quantised = np.clip(np.rint(-np.log2(level.probability[mine]) * _SCALE), 0, MOST).astype(np.uint8)
-        parts.append((row.entries(level.low[mine], level.high[mine], length), quantised, level.count[mine]))
-    entry, quantised, count = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(count, kind="stable")[-int(_FULL * ENTRIES) :]
+    above: Floats = np.zeros(0)
+    for length in range(len(levels), 0, -1):
+        level = levels[length - 1]
+        mine = level.root == root
+        bits = -np.log2(level.probability)
+        if length == 1:
+            worth = np.full(len(mine), np.inf)
+        else:
+            shorter = -np.log2(levels[length - 2].probability[level.shorter])
+            worth = np.where(mine, level.count * np.abs(bits - (shorter + 1.0)), 0.0)
+        # As much as the longer ones that begin with it: without it they would not be looked for.
+        if len(above):
+            np.maximum.at(worth, levels[length].parent, above)
+        above = worth
+        quantised = np.clip(np.rint(bits[mine] * _SCALE), 0, MOST).astype(np.uint8)
+        entry = row.entries(level.low[mine], level.high[mine], length)
+        parts.append((entry, quantised, worth[mine], level.count[mine]))
+    entry, quantised, worth, count = (np.concatenate(column) for column in zip(*parts, strict=True))
+    kept = np.argsort(worth, kind="stable")[-int(_FULL * ENTRIES) :]
     # Where two share an entry, the later one has it: the one seen more often.
-    row.surprise[entry[order]] = quantised[order]
+    kept = kept[np.argsort(count[kept], kind="stable")]
+    row.surprise[entry[kept]] = quantised[kept]
     return row
 
 
@@ -629,17 +656,19 @@ def _with_penalties(table: KernelTable, ngram: NGramModel, windows: Sequence[Win
     host = table.rows[ROW_HOST]
     for window in windows[::step]:
         row = table.rows[table.row_of(window.profile)]
-        low = high = 0
+        low = high = level = 0
         for depth, (token, bits) in enumerate(zip(window.tokens, ngram.surprises(window), strict=True), 1):
             high = (high << _BITS | low >> _BITS * (_HALF - 1)) & (1 << _BITS * _HALF) - 1
             low = (low << _BITS | token) & (1 << _BITS * _HALF) - 1
-            found, given_up = row.find(low, high, depth)
+            longest = min(row.order, depth, level + 1)
+            found, level = row.find(low, high, longest)
             if found != NEVER:
-                given[given_up].append(bits * _SCALE - found)
+                given[longest - level].append(bits * _SCALE - found)
                 continue
-            found, given_up = host.find(low, high, depth)
+            longest = min(host.order, depth)
+            found, length = host.find(low, high, longest)
             if found != NEVER and row is not host:
-                outside.append((bits * _SCALE, found, given_up))
+                outside.append((bits * _SCALE, found, longest - length))
             elif found == NEVER:
                 nowhere.append(bits * _SCALE)
     penalty = [0]
@@ -653,12 +682,41 @@ def _with_penalties(table: KernelTable, ngram: NGramModel, windows: Sequence[Win
     )
     never = int(np.clip(round(float(np.mean(nowhere))), 96, MOST)) if len(nowhere) >= _ENOUGH else 120
 
+    by_lineage, new_program = _lineage_penalties(table, windows)
+
     def change(i: int, row: Row) -> Row:
         if i == ROW_LINEAGE:
-            return replace(row, penalty=(0, 16, 32, 48, 56, 64, 72, 80), never=96, outside=0)
+            return replace(row, penalty=by_lineage, never=new_program, outside=0)
         return replace(row, penalty=tuple(penalty), outside=beyond, never=never)
 
     return table.with_rows(change)
+
+
+def _lineage_penalties(table: KernelTable, windows: Sequence[Window]) -> tuple[tuple[int, ...], int]:
+    """
+    Return what it costs to know less of a lineage, and of a program not at all: as much as it is seldom among *windows*.
+
+    Where counts say nothing, one in two more than there are is assumed (Laplace's rule of succession).
+    """
+    known, order = table.lineages, table.rows[ROW_LINEAGE].order
+    given_up: Counter[int] = Counter()
+    execs = 0
+    for window in windows:
+        if window.tokens and window.tokens[0] == EXEC:
+            chain = chain_of(window.process)[:order]
+            length = next((n for n in range(len(chain), 0, -1) if chain[:n] in known), 0)
+            given_up[len(chain) - length if length else LINEAGE] += 1
+            execs += 1
+
+    def cost(least: int, of: int) -> float:
+        among = execs if of == 0 else sum(count for lost, count in given_up.items() if lost >= of)
+        seldom = sum(count for lost, count in given_up.items() if lost >= least)
+        return -_SCALE * log2((seldom + 1) / (among + 2))
+
+    once = cost(1, 0)
+    twice = once + cost(2, 1)
+    penalty = tuple(int(np.clip(round(bits), 0, 120)) for bits in (0.0, once, *[twice] * 6))
+    return penalty, int(np.clip(round(twice + cost(LINEAGE, 2)), 0, MOST))
 
 
 def _by_row(scored: Sequence[Scored]) -> dict[int, list[Scored]]:

@@ -5,6 +5,7 @@ import contextlib
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,12 +19,15 @@ from detectors.slow_reference import script_hash as slow_script_hash
 from ksentinel import syscalls
 from ksentinel.bpf import abi
 from ksentinel.bpf.pathhash import program_hash
-from ksentinel.detectors.kerneltable import NEVER, KernelTable, Row, Thread
+from ksentinel.detectors.kerneltable import NEVER, KernelTable, Row, Thread, calibrated
+from ksentinel.detectors.ngram import NGramModel
+from ksentinel.event import Process, ProcessKey
 from ksentinel.normalize.bpf import BpfNormalizer
 from ksentinel.normalize.processes import LAUNCHERS, TERMINALS, ProcessTable
 from ksentinel.shipped import shipped
 from ksentinel.sources.procfs import running
 from ksentinel.sources.ringbuf import CAPTURES, Collector, Wanted
+from ksentinel.window import Cause, Window
 
 pytestmark = pytest.mark.bpf
 
@@ -227,6 +231,7 @@ class Live:
             while child.poll() is None:
                 self._take(self.collector.poll(0.05))
         assert child.returncode == 0
+        return child.pid
 
 
 WORKLOAD = """
@@ -258,29 +263,31 @@ def test_live(tmp_path):
     lineages = {("/usr/bin/dash",): 4, ("/usr/bin/cat", "/usr/bin/dash"): 44, ("/usr/bin/true",): 3}
     model = KernelTable(rows, names, lineages)
     with Live(model) as live:
-        live.run(sys.executable, "-ISc", textwrap.dedent(WORKLOAD), str(tmp_path / "script"))
+        pid = live.run(sys.executable, "-ISc", textwrap.dedent(WORKLOAD), str(tmp_path / "script"))
 
     twins, checked, execs, rows_used = {}, 0, 0, set()
     for record, item in live.records:
+        # Others' processes may be born as the collector is attached, or execute as it stops.
+        if item is None or not any(p.key.pid == pid for p in (item.process, *item.process.ancestors())):
+            continue
         header = abi.Header.from_buffer_copy(record)
         if header.kind == abi.Kind.EXEC:
             told = abi.Exec.from_buffer_copy(record)
             process = item.process
-            if not process.exe.startswith("..."):
-                chain = (process.program, *process.before)
-                assert told.program == program_hash(process.program, SEED)
-                before = [program_hash(name, SEED) for name in process.before]
-                assert [told.before[n] for n in range(told.known)] == before
-                assert told.service == program_hash(process.service_program, SEED)
-                assert told.row == model.row_of((process.program, process.service_program))
-                assert told.surprise == model.lineage_surprise(chain)
+            chain = (process.program, *process.before)
+            assert told.program == program_hash(process.program, SEED)
+            before = [program_hash(name, SEED) for name in process.before]
+            assert [told.before[n] for n in range(told.known)] == before
+            assert told.service == program_hash(process.service_program, SEED)
+            assert told.row == model.row_of((process.program, process.service_program))
+            assert told.surprise == model.lineage_surprise(chain)
             last = twins.get((header.tgid, header.tid))
             if last is not None and not last.scored:
                 share = model.rows[last.row].carry_exec
                 assert (told.mean, told.cusum) == (last.mean * share >> 8, last.cusum * share >> 8)
             # The exec token: as in `Thread.exec`, but the scores are those that the record says were carried over.
             twin = Thread(model, told.row, mean=told.mean, cusum=told.cusum)
-            twin.low, twin.high, twin.depth = syscalls.EXEC, 0, 1
+            twin.low, twin.high, twin.depth, twin.level = syscalls.EXEC, 0, 1, 1
             new = model.rows[told.row]
             twin.mean += ((told.surprise << 16) - twin.mean) >> new.decay
             twin.cusum = max(twin.cusum + told.surprise - new.drift, 0)
@@ -313,3 +320,44 @@ def test_live(tmp_path):
     assert rows_used >= set(range(2, 6))
     assert live.account["unscored"] == 0
     assert live.account["records_missing"] == live.account["windows_dropped"] == 0
+
+
+def test_lineage(tmp_path):
+    """A shell below a server: server, shell and cat are each common on this host, only who started whom is new."""
+    for name in ("server", "timer"):
+        shutil.copy("/usr/bin/dash", tmp_path / name)
+    server, timer, shell, cat = (
+        str(tmp_path / "server"),
+        str(tmp_path / "timer"),
+        "/usr/bin/dash",
+        "/usr/bin/cat",
+    )
+    python = os.path.realpath(sys.executable)
+    chains = [
+        (server, python),
+        (timer, python),
+        (shell, timer, python),
+        (cat, shell, timer),
+        (cat, shell, python),
+    ]
+    windows = []
+    for n in range(300):
+        program, *before = chains[n % len(chains)]
+        process = Process(ProcessKey(n + 2, n), exe=program, before=tuple(before))
+        windows.append(Window(process, n + 2, n, n + 1, (syscalls.EXEC, *range(20)), Cause.EXIT))
+    ngram = NGramModel(5).fit(windows[:200])
+    model = calibrated(KernelTable.fit(ngram, windows[:200], os.urandom), ngram, windows[200:])
+    what = f"{shell} -c '{cat} /dev/null; :'; :"
+    surprises = {}
+    with Live(model) as live:
+        for program in (timer, server):
+            pid = live.run(program, "-c", what)
+            for record, item in live.records:
+                if abi.Header.from_buffer_copy(record).kind == abi.Kind.EXEC and any(
+                    p.key.pid == pid for p in (item.process, *item.process.ancestors())
+                ):
+                    surprises[program, item.process.program] = abi.Exec.from_buffer_copy(record).surprise
+
+    assert surprises[server, shell] >= surprises[timer, shell] + 8 * 3
+    assert surprises[server, cat] >= surprises[timer, cat] + 8 * 3
+    assert surprises[server, server] == surprises[timer, timer]

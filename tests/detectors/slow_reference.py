@@ -92,14 +92,12 @@ def token_entry(row: Row, history: Sequence[int], k: int) -> int:
     return (x >> 48) & row.mask
 
 
-def token_found(row: Row, history: Sequence[int]) -> int | None:
-    """Return the surprise a row finds for the newest token of `history`, or None."""
-    depth = min(len(history), DEEPEST)
-    k = min(row.order, depth)
+def token_found(row: Row, history: Sequence[int], k: int) -> tuple[int, int] | None:
+    """Search a row from length `k` down: the surprise of the newest token of `history` and the length found, or None."""
     for j in range(k, 0, -1):
         v = row.surprise[token_entry(row, history, j)]
         if v != NOTHING:
-            return min(v + row.penalty[k - j], MOST)
+            return min(v + row.penalty[k - j], MOST), j
     return None
 
 
@@ -180,6 +178,7 @@ class Thread:
         self.cusum = cusum
         self.process = process
         self.history: list[int] = []
+        self.level = 0
         self._open()
 
     def _open(self) -> None:
@@ -198,17 +197,20 @@ class Thread:
         self.tokens = self.tokens + 1
 
     def _surprise(self) -> int:
-        """Return the surprise of the newest token, which is of the history already."""
+        """Return the surprise of the newest token, which is of the history already, and note the level."""
         own = self.rows[self.row]
         host = self.rows[0]
-        s = token_found(own, self.history)
-        if s is not None:
+        depth = min(len(self.history), DEEPEST)
+        found = token_found(own, self.history, min(own.order, depth, self.level + 1))
+        if found is not None:
+            s, self.level = found
             return s
+        self.level = 0
         if self.row == 0:
             return own.never
-        s = token_found(host, self.history)
-        if s is None:
-            s = host.never
+        # what row 0 finds for another row's thread is no level of it
+        found = token_found(host, self.history, min(host.order, depth))
+        s = host.never if found is None else found[0]
         return min(s + own.outside, MOST)
 
     def _accumulate(self, s: int) -> None:
@@ -230,17 +232,19 @@ class Thread:
         return s
 
     def close(self) -> Closed:
-        """End the window: its process' score changes, and a new window begins."""
+        """End the window: its process' score changes if a token was scored, and a new window begins."""
         row = self.rows[self.row]
-        score = self.process.score + self.sum - self.scored * row.drift
-        self.process.score = min(max(score, 0), CEILING)
+        if self.scored > 0:
+            score = self.process.score + self.sum - self.scored * row.drift
+            self.process.score = min(max(score, 0), CEILING)
         closed = Closed(
             peak_mean=self.peak_mean,
             peak_cusum=self.peak_cusum,
             sum=self.sum,
             scored=self.scored,
             process=self.process.score,
-            flagged=(
+            flagged=self.scored > 0
+            and (
                 self.peak_mean > row.mean_limit
                 or self.peak_cusum > row.cusum_limit
                 or self.process.score > row.process_limit
@@ -279,6 +283,7 @@ class Thread:
         self.row = row
         self.history = []
         self._append(EXEC)
+        self.level = 1
         if len(self.rows) < 2 or self.rows[1].order == 0:
             return closed, None
         s = exec_surprise(self.rows[1], programs)

@@ -121,8 +121,59 @@ def test_found_with_the_longest_context_there_is() -> None:
 
 def test_penalty_for_context_given_up() -> None:
     penalty = bytes([1, 10, 20, 30, 40, 50, 60, 70])
-    a = thread(row({entry(1): 50}, seed0=0, order=8, penalty=penalty))
-    assert [a.token(0) for _ in range(9)] == [51, 60, 70, 80, 90, 100, 110, 120, 120]
+    host = row({entry(1): 50}, seed0=0, order=8, penalty=penalty)
+    a = thread(host)
+    assert [a.token(0) for _ in range(9)] == [51] + 8 * [60]
+    # a profile that finds nothing: row 0 has no level to begin at
+    b = Reference([host, NO_LINEAGES, row(outside=3)]).thread(2)
+    assert [b.token(0) for _ in range(9)] == [54, 63, 73, 83, 93, 103, 113, 123, 123]
+
+
+def test_the_level_rises_by_one_and_falls_to_what_was_found() -> None:
+    penalty = bytes([0, 6, 7] + [0] * 5)
+    a = thread(row({entry(1): 50, entry(2): 20, entry(3): 10}, seed0=0, penalty=penalty))
+    # after the 1, which is not known, length 1 and then length 2 are the longest, with no penalty
+    assert [a.token(token) for token in (0, 0, 0, 0, 1, 0, 0, 0)] == [50, 20, 10, 10, 200, 50, 20, 10]
+    b = thread(row({entry(1): 50, entry(2): 20}, seed0=0, order=5, penalty=penalty))
+    # found at 2, looked for at 3
+    assert [b.token(0) for _ in range(5)] == [50, 20, 26, 26, 26]
+
+
+def test_what_is_longer_than_the_level_allows_is_not_looked_at() -> None:
+    a = thread(row({entry(2): 20, entry(3): 10}, seed0=0))
+    assert [a.token(0) for _ in range(4)] == [200] * 4
+    b = thread(row({entry(1): 50, entry(3): 10}, seed0=0))
+    assert [b.token(0) for _ in range(4)] == [50] * 4
+
+
+def test_the_level_is_of_the_own_row_alone() -> None:
+    host = row({entry(1): 50, entry(2): 20, entry(3): 10}, seed0=0)
+    a = Reference([host, NO_LINEAGES, row({entry(2): 9}, seed0=0, outside=30)]).thread(2)
+    # row 0 from all the context there is, the profile never from more than 1
+    assert [a.token(0) for _ in range(4)] == [80, 50, 40, 40]
+
+
+@pytest.mark.parametrize(
+    ("lineages", "surprise"),
+    [(NO_LINEAGES, None), (row({entry(1): 30}, seed0=9), 30), (row(seed0=9), 200)],
+    ids=["not scored", "found", "never"],
+)
+def test_the_level_is_1_after_an_exec(lineages: bytes, surprise: int | None) -> None:
+    # 0xe00 and a 0, with the seed that undoes both
+    a = Reference([row({entry(2): 20}, seed0=0xE00000), lineages]).thread(0)
+    assert a.token(0) == 200
+    assert a.exec(0, [9])[1] == surprise
+    assert a.level == 1
+    assert a.token(0) == 20
+    assert a.level == 2
+
+
+def test_a_new_model_and_a_new_window_leave_the_level() -> None:
+    a = thread(row({entry(1): 50, entry(2): 20}, seed0=0))
+    assert [a.token(0), a.token(0)] == [50, 20]
+    a.close()
+    a.rows = [read_row(row({entry(3): 10}, seed0=0)), read_row(NO_LINEAGES)]
+    assert a.token(0) == 10
 
 
 def test_penalty_saturates() -> None:
@@ -217,20 +268,29 @@ def test_flagged_above_a_limit(limits: tuple[int, int, int], flagged: bool) -> N
     assert a.close().flagged is flagged
 
 
+def test_a_window_without_scored_tokens_changes_nothing() -> None:
+    a = Reference([row(limits=(0, 0, 0)), NO_LINEAGES]).thread(0, mean=7, cusum=9, process=ProcessScore(11))
+    assert a.exec(0, [1]) == (None, None)
+    closed = a.close()
+    assert (closed.scored, closed.flagged, closed.process) == (0, False, 11)
+    assert (a.mean, a.cusum, a.process.score) == (7, 9, 11)
+
+
 def test_windows_do_not_interrupt_a_history() -> None:
-    a = thread(row({entry(2): 20}, seed0=0, order=2))
-    assert a.token(0) == 200
+    a = thread(row({entry(1): 50, entry(2): 20}, seed0=0, order=2))
+    assert a.token(0) == 50
     a.close()
     assert a.token(0) == 20
 
 
 def test_a_new_thread_has_all_and_shares_its_process() -> None:
-    a = thread(row({entry(2): 20}, seed0=0, order=2, carry=(128, 128)), mean=7, cusum=9)
+    a = thread(row({entry(1): 50, entry(2): 20}, seed0=0, order=2, carry=(128, 128)), mean=7, cusum=9)
     a.token(0)
     b = a.clone()
     assert (b.row, b.mean, b.cusum) == (a.row, a.mean, a.cusum)
     assert b.process is a.process
-    assert b.token(0) == 200  # its history began empty
+    assert b.level == 0
+    assert b.token(0) == 50  # its history began empty
     assert a.token(0) == 20
 
 
