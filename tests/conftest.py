@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from ksentinel import support
 
+pytest.register_assert_rewrite("watch")
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 

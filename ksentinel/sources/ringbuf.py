@@ -148,7 +148,8 @@ _SWEEPS = 10
 _GATHER = 0.05
 _FULL = 0.25
 _CHANCES = 1 << 32
-_PROGRAMS = ("on_sys_enter", "on_fork", "on_exec", "on_exit")
+# Those of the lifecycle in the order of attaching, and backwards when detaching: what an exec begins, an exit must send.
+_PROGRAMS = ("on_sys_enter", "on_exit", "on_fork", "on_exec")
 _PLACE = struct.Struct("=IHB")
 _PLACE_AT = abi.Header.sequence.offset
 
@@ -421,7 +422,7 @@ class Collector:
             now = self.counters()
             if now["seen"] == sum(now[part] for part in SEEN_PARTS):
                 break
-        for program in _PROGRAMS:
+        for program in reversed(_PROGRAMS):
             self._object.detach_program(program)
         wait_for_programs()
         while records := list(self._take()):

@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The collector, live: known workloads, counted exactly. Each run's account must add up, whatever it was about."""
 
-import contextlib
-import ctypes
-import errno
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -13,27 +9,21 @@ import textwrap
 import threading
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
+from watch import ARCH, Watch, bpf_ids, exists, in_full, token
 
-from ksentinel import report, syscalls
-from ksentinel.bpf import abi
-from ksentinel.bpf.libbpf import _SYS_BPF
+from ksentinel import syscalls
+from ksentinel.bpf.libbpf import Object
 from ksentinel.errors import HostError
-from ksentinel.event import Event, ExecEvent, ExitEvent, ForkEvent, SyscallEvent
-from ksentinel.normalize.bpf import BpfNormalizer
-from ksentinel.normalize.processes import LAUNCHERS, TERMINALS, ProcessTable
-from ksentinel.shipped import shipped
+from ksentinel.event import ExecEvent, ExitEvent, ForkEvent, SyscallEvent
 from ksentinel.sources.procfs import running
 from ksentinel.sources.ringbuf import Collector
 from ksentinel.window import LENGTH, Cause, Window
 
 pytestmark = pytest.mark.bpf
 
-ARCH = platform.machine()
 SECOND = 1_000_000_000
-SEED = 0x5EED
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,105 +31,6 @@ def _clean():
     """Leave nothing behind."""
     yield
     assert bpf_ids(os.getpid()) == {}
-
-
-class Watch:
-    """A collector and what came of it; `poll` while the workload runs."""
-
-    def __init__(self, *, own=None, known=True, **options):
-        self.table = ProcessTable()
-        self.epoch_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self.normalizer = BpfNormalizer(self.table, self.epoch_ns, ARCH, None)
-        self.families = options["wanted"].pids if "wanted" in options else ()
-        self.collector = Collector(
-            shipped("lsm_bpf/trace.bpf.o"), os.getpid() if own is None else own, ARCH, path_seed=SEED,
-            names=dict.fromkeys(LAUNCHERS, abi.NameFlag.LAUNCHER) | dict.fromkeys(TERMINALS, abi.NameFlag.TERMINAL),
-            processes=self._introduce if known else tuple, **options,
-        )  # fmt: skip
-        self.items: list[Event | Window] = []
-        self.account = {}
-
-    def __enter__(self):
-        self.collector.__enter__()
-        return self
-
-    def __exit__(self, kind, error, trace):
-        try:
-            if kind is None:
-                for records in self.collector.finish():
-                    self._take(records)
-                self.account = self.collector.account()
-                self._adds_up()
-        finally:
-            self.collector.__exit__(kind, error, trace)
-
-    def poll(self, seconds=0.05):
-        """Take what has arrived."""
-        self._take(self.collector.poll(seconds))
-
-    def run(self, *command, **options):
-        """Run a command to its end; returns its pid and output."""
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as child:
-            while child.poll() is None:
-                self.poll()
-            return child.pid, child.stdout.read()
-
-    def python(self, code, *arguments, **options):
-        """Run a Python program to its end; returns its pid and output."""
-        return self.run(sys.executable, "-ISWignore", "-c", textwrap.dedent(code), *arguments, **options)
-
-    def of(self, kind, pid=None):
-        """Return the items of a kind, of one process or of all."""
-        return [i for i in self.items if isinstance(i, kind) and pid in {None, i.process.key.pid}]
-
-    def calls(self, pid, *names):
-        """Return a process' calls of these names."""
-        return [c for c in self.of(SyscallEvent, pid) if c.syscall in names]
-
-    def tokens(self, pid):
-        """Return each thread's system calls, in order; what they are about, and that a program begins, left out."""
-        found: dict[int, list[int]] = {}
-        for window in self.of(Window, pid):
-            found.setdefault(window.tid, []).extend(t for t in window.tokens if is_call(t))
-        return found
-
-    def _introduce(self):
-        self.normalizer.known(running())
-        return self.normalizer.introductions(SEED, self.families)
-
-    def _take(self, records):
-        self.items += [item for record in records if (item := self.normalizer.item(record)) is not None]
-
-    def _adds_up(self):
-        a = self.account
-        sums = [
-            (label, sum(a[n] for n in wholes), sum(a[n] for n in parts))
-            for label, wholes, parts in report._SUMS
-            if all(n in a for n in (*wholes, *parts))
-        ]
-        assert [label for label, _, _ in sums] == [
-            "system calls seen", "their tokens", "windows closed", "windows not gated", "argument events",
-            "forks, execs, exits", "records delivered", "records missing",
-        ]  # fmt: skip
-        assert [one for one in sums if one[1] != one[2]] == []
-        assert a["records_delivered"] == len(self.items)
-        assert a["windows_sent"] == len(self.of(Window))
-        assert a["tokens_sent"] == sum(len(window.tokens) for window in self.of(Window))
-        assert self.normalizer.malformed == 0
-
-
-def is_call(number):
-    """Tell whether a token is a system call."""
-    return number < syscalls.CLASS or number == syscalls.INVALID
-
-
-def token(name):
-    return syscalls.token_of(name, ARCH)
-
-
-def in_full(path):
-    """Return a program's path as the kernel sees it."""
-    return str(Path(path).resolve())
 
 
 def test_threads_counted_exactly():
@@ -680,6 +571,26 @@ def test_finish_while_processes_end():
             storm.kill()
 
 
+def test_attached_and_detached_slowly(monkeypatch):
+    """Programs that begin and end between two steps of beginning or ending are accounted for like all others."""
+    for name in ("attach", "detach_program"):
+        original = getattr(Object, name)
+
+        def slowly(*arguments, step=original):
+            time.sleep(0.03)
+            step(*arguments)
+
+        monkeypatch.setattr(Object, name, slowly)
+    with subprocess.Popen(["/bin/sh", "-c", "while :; do /bin/true; /bin/sleep 0.2 & done"]) as storm:
+        try:
+            with Watch() as watch:
+                watch.poll(0)
+        finally:
+            storm.kill()
+
+    assert watch.account["exec_tokens"] > 0
+
+
 def test_already_running():
     """Processes that ran before are known by name, with their parents."""
     with subprocess.Popen(["/bin/sleep", "60"]) as sleep:
@@ -692,30 +603,6 @@ def test_already_running():
 
     assert ended.process.exe == in_full("/bin/sleep")
     assert ended.process.parent.key.pid == os.getpid()
-
-
-def bpf_ids(pid):
-    """Return the BPF objects that a process holds: kind -> ids."""
-    held: dict[str, set[int]] = {}
-    for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
-        with contextlib.suppress(OSError):
-            for line in entry.read_text().splitlines():
-                name, _, value = line.partition(":")
-                if name in {"prog_id", "link_id", "map_id"}:
-                    held.setdefault(name, set()).add(int(value))
-    return held
-
-
-def exists(kind, number):
-    """Ask the kernel for an object by its id (bpf(2), BPF_*_GET_FD_BY_ID)."""
-    command = {"prog_id": 13, "map_id": 14, "link_id": 30}[kind]
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(_SYS_BPF[ARCH], command, (ctypes.c_uint32 * 32)(number), 128)
-    if fd < 0:
-        assert ctypes.get_errno() == errno.ENOENT
-        return False
-    os.close(fd)
-    return True
 
 
 def test_killed_observer_leaves_nothing():
