@@ -10,7 +10,7 @@ SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DEBS   := python3-venv python3-audit libbpf1 libbpf-dev linux-libc-dev clang llvm
 MISSING = $(shell for p in $(DEBS); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 
-.PHONY: help plan setup debs bpf test lint demo demo-replay bench docs wheel clean
+.PHONY: help plan setup debs bpf test lint demo demo-replay bench overhead docs wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -54,6 +54,9 @@ demo-replay: setup  ## the same walk on recordings that ship here (no root for t
 
 bench: setup  ## run the benchmarks
 	$(BIN)/python bench/throughput.py
+
+overhead: setup  ## measure what watching costs, against today's tools (root or sudo; writes docs/overhead.*)
+	$(SUDO) $(BIN)/python bench/overhead.py --docs docs
 
 wheel: setup  ## build the wheel into dist/
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .

@@ -470,6 +470,19 @@ def monitor(
 
 
 @app.command()
+def status(control: ControlFile = None, json: Json = False) -> None:
+    """Ask a running monitor how it is: what it watches with, what it has seen and lost, what it costs."""
+    from ksentinel.protocol import ask
+    from ksentinel.report import status_table
+    from ksentinel.status import Status
+
+    path = control or host.socket_to_ask()
+    plain = ask(path, "status", trusted={0, host.user()})
+    told = Status.from_plain(plain, path)
+    _print_json(plain) if json else status_table(told)
+
+
+@app.command()
 def alerts(
     store: StoreFile = None,
     least: Annotated[

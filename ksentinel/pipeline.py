@@ -31,8 +31,6 @@ class Pipeline:
         Adds its explanation to an alert.
     watch
         Is shown every window's anomaly, also those below every threshold (for a live display).
-    on_loss
-        Is told, while it happens, how many more records the source has lost.
     flight
         Is handed every item and every alert, to keep what came before and after.
     """
@@ -45,7 +43,6 @@ class Pipeline:
         *,
         explain: Explain | None = None,
         watch: Callable[[Anomaly], None] | None = None,
-        on_loss: Callable[[int], None] | None = None,
         flight: Flight | None = None,
     ) -> None:
         self.rules = rules
@@ -53,7 +50,6 @@ class Pipeline:
         self.incidents = incidents
         self.explain = explain
         self.watch = watch
-        self.on_loss = on_loss
         self.flight = flight
         self.counts: Counter[str] = Counter()
         # What adds up is counted at once: another thread may ask for the account at any time.
@@ -70,8 +66,6 @@ class Pipeline:
         for batch in stream:
             now_lost = stream.lost()
             lossy = now_lost > lost
-            if lossy and self.on_loss is not None:
-                self.on_loss(now_lost - lost)
             lost = now_lost
             anomalies = iter(self._assess(batch))
             for item in batch:

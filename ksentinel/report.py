@@ -30,6 +30,7 @@ STYLES = {
     "informational": "dim",
 }
 _BAR = 24
+_MANY = 6
 _LONGEST_EVENT = 1000
 _MINUTE = 60.0
 _ENDLESS = 100_000
@@ -466,9 +467,16 @@ def _addends(account: Mapping[str, float], names: Sequence[str]) -> Text:
             f"{_number(account[name])} {_words(name.removeprefix(prefix))}",
             "bold red" if account[name] and _is_loss(name) else "",
         )
-        for name in names
+        for name in _worth_telling(account, names)
     ]
     return Text(" + ").join(told)
+
+
+def _worth_telling(account: Mapping[str, float], names: Sequence[str]) -> Sequence[str]:
+    """Return *names*; of many, those that are not zero."""
+    if len(names) <= _MANY:
+        return names
+    return [name for name in names if account[name]] or names[:1]
 
 
 def _number(value: float) -> str:

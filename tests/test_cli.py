@@ -38,7 +38,7 @@ from ksentinel.control import Control
 from ksentinel.detectors import artifact
 from ksentinel.detectors.kerneltable import ENTRIES, NEVER
 from ksentinel.errors import UsageError
-from ksentinel.event import ExecEvent, Origin, Process, ProcessKey, SyscallEvent
+from ksentinel.event import ExecEvent, ForkEvent, Origin, Process, ProcessKey, SyscallEvent
 from ksentinel.host import (
     cpu_seconds,
     default_socket,
@@ -46,6 +46,7 @@ from ksentinel.host import (
     group_id,
     memory_bytes,
     socket_to_ask,
+    watching,
 )
 from ksentinel.protocol import Group, Request
 from ksentinel.recording import Reader, Writer
@@ -1013,6 +1014,47 @@ def test_no_duration(text):
     """What is no duration is refused."""
     with pytest.raises(UsageError, match="is no duration"):
         parse_duration(text)
+
+
+def test_kept_executable():
+    """Of --exe: what runs it, the event of becoming something else, and nothing of what came of it."""
+    wanted, keep = watching(["/opt/a"], [], [], [])
+    one = Process(ProcessKey(1, 1), exe="/opt/a")
+    other = Process(ProcessKey(1, 1), exe="/opt/b", was="/opt/a", before=("/opt/a",))
+    became = ExecEvent(time_ns=1, process=other, tid=1, origin=Origin.BPF)
+    opened = SyscallEvent(time_ns=2, process=other, tid=1, origin=Origin.BPF, syscall="openat")
+    windows = [make_window([1], ("/opt/a", "/opt/a")), make_window([1], ("/opt/b", "/opt/b"))]
+
+    assert [keep(item) for item in (replace(opened, process=one), became, opened, *windows)] == [
+        True, True, False, True, False,
+    ]  # fmt: skip
+    assert set(wanted.programs) == {"/opt/a", "#!/opt/a"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (([], [2], [], []), {2, 3}),
+        (([], [], ["1000"], []), {3}),
+        (([], [], ["root"], []), {2}),
+        (([], [], [], []), None),
+    ],
+)
+def test_watching(monkeypatch, arguments, kept):
+    """By family, by user, by number or name; nothing asked for is everything."""
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    _, keep = watching(*arguments)
+    parent = Process(ProcessKey(2, 1), exe="/a", uid=0)
+    child = Process(ProcessKey(3, 1), exe="/b", parent=parent, uid=1000)
+    events = [ForkEvent(time_ns=1, process=p, tid=p.key.pid, origin=Origin.BPF) for p in (parent, child)]
+
+    assert (None if keep is None else {e.process.key.pid for e in events if keep(e)}) == kept
+
+
+def test_watching_nobody():
+    """A user that isn't there is a mistake."""
+    with pytest.raises(UsageError, match="--uid 'no one': there is no such user"):
+        watching([], [], ["no one"], [])
 
 
 def test_default_store(monkeypatch):

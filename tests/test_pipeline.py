@@ -202,15 +202,6 @@ def test_lossy(rules, losses, before, lossy):
     assert lossy == [any("were lost" in reason for reason in a.verdict.reasons) for a in alerts]
 
 
-def test_losses_are_told(rules):
-    """Whoever watches is told how much was lost, while it happens."""
-    told = []
-    stream = Batches([cat(0)], [cat(1)], [cat(2)], losses=(3, 3, 10), before=1)
-    list(Pipeline(rules, None, Incidents(), on_loss=told.append).walk(stream))
-
-    assert told == [2, 7]
-
-
 def test_repeats_at_the_end(rules):
     """When the stream ends, what was counted is told."""
     pipeline = Pipeline(rules, None, Incidents())

@@ -15,12 +15,15 @@ from ksentinel import report
 from ksentinel.flight import Facts, Flown
 from ksentinel.search import Found, Results
 from ksentinel.status import ModelStatus, Status, Usage
+from ksentinel.syscalls import CLASSES
 
 LIVE = {
-    "seen": 1000, "recorded": 900, "own": 100, "excluded": 0, "no_storage": 0, "contended": 0,
-    "windows_sent": 14, "windows_dropped": 1, "tokens_sent": 890, "tokens_dropped": 10,
+    "seen": 1000, "scored": 890, "unscored": 10, "own": 100, "excluded": 0, "no_storage": 0, "contended": 0,
+    "exec_tokens": 3, **dict.fromkeys((f"tokens_{name}" for name in CLASSES), 0), "tokens_tmp": 7,
+    "windows_ungated": 0, "windows_flagged": 3, "windows_sampled": 1, "windows_gated": 11,
+    "windows_sent": 3, "windows_dropped": 1, "tokens_sent": 200, "tokens_gated": 700, "tokens_dropped": 10,
     "closed_full": 10, "closed_exit": 5, "closed_exec": 0, "closed_idle": 0, "closed_stop": 0,
-    "calls": 0, "calls_sent": 0, "calls_dropped": 0, "missed_runs": 0, "sequence_gaps": 2, "seconds": 1.5,
+    "calls": 0, "calls_sent": 0, "calls_dropped": 0, "missed_runs": 0, "records_missing": 2, "seconds": 1.5,
 }  # fmt: skip
 
 
@@ -54,12 +57,15 @@ def test_account(shown):
     """What must add up comes first, with the numbers; counters at zero take one line."""
     assert shown(report.account_table, LIVE) == [
         "Accounting",
-        "  1,000  system calls seen = 900 recorded + 100 own + 0 excluded + 0 no storage",
-        "         + 0 contended",
-        "    900  tokens recorded = 890 sent + 10 dropped",
-        "     15  windows closed = 10 full + 5 exit + 0 exec + 0 idle + 0 stop = 14 sent",
-        "         + 1 dropped",
-        "      2  sequence gaps",
+        "  1,000  system calls seen = 890 scored + 10 unscored + 100 own + 0 excluded + 0",
+        "         no storage + 0 contended",
+        "    910  their tokens = 890 scored + 10 unscored + 3 exec tokens + 7 tokens tmp",
+        "         = 200 sent + 700 gated + 10 dropped",
+        "     15  windows closed = 10 full + 5 exit + 0 exec + 0 idle + 0 stop = 0",
+        "         ungated + 3 flagged + 1 sampled + 11 gated",
+        "      4  windows not gated = 0 ungated + 3 flagged + 1 sampled = 3 sent + 1",
+        "         dropped",
+        "      2  records missing",
         "  1.500  seconds",
         "      0  missed runs",
         "",
@@ -85,12 +91,12 @@ def test_every_counter_is_shown(shown):
 
 def test_losses_stand_out(capsys, monkeypatch):
     """Whatever was lost is red."""
-    out = Console(width=80, highlight=False, force_terminal=True, color_system="standard")
+    out = Console(width=200, highlight=False, force_terminal=True, color_system="standard")
     monkeypatch.setattr(report, "console", lambda: out)
     report.account_table(LIVE)
 
     red = [part.partition("\x1b[0m")[0] for part in capsys.readouterr().out.split("\x1b[1;31m")[1:]]
-    assert red == ["10 dropped", "1 dropped", "      2  sequence gaps"]
+    assert red == ["10 dropped", "1 dropped", "      2  records missing"]
 
 
 STATUS = Status(

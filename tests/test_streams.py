@@ -104,6 +104,15 @@ class Collector:
         """Yield what is left."""
         yield from self.last
 
+    def counters(self):
+        """Return what the test says was dropped."""
+        names = ("windows_shed", "windows_dropped", "calls_limited", "calls_dropped", "lifecycle_dropped")
+        return dict.fromkeys(names, 0) | {"windows_dropped": self.dropped}
+
+    def fill(self):
+        """Return a number."""
+        return 0.5
+
     def account(self):
         """Return one counter."""
         return {"seen": 5}
@@ -117,7 +126,7 @@ class Normalizer:
     """Takes items for records; None is malformed."""
 
     def __init__(self):
-        self.malformed, self.sequence_gaps, self.table = 0, 2, SimpleNamespace(forgotten=1)
+        self.malformed, self.table = 0, SimpleNamespace(forgotten=1)
 
     def item(self, record):
         """Return the record itself."""
@@ -133,13 +142,41 @@ def test_live():
     """Until it is told to stop, then what is left; what isn't wanted or makes no sense is counted."""
     one, two, three, four = (event(pid) for pid in (1, 2, 3, 4))
     collector = Collector([[one, None], [two]], [[three], [four]])
+    attended, told = [], []
     stream = Live(
-        collector, Normalizer(), lambda: not collector.batches, lambda item: item.process.key.pid != 2
-    )
+        collector, Normalizer(), lambda: not collector.batches, lambda item: item.process.key.pid != 2,
+        attend=attended.append, tell=told.append,
+    )  # fmt: skip
 
     assert list(stream) == [[one], [], [three], [four]]
+    assert attended == [one, None, two, None, three, None, four, None]
+    assert told == []
     assert stream.account() == {
-        "seen": 5, "records_malformed": 1, "sequence_gaps": 2, "items_excluded": 1, "processes_forgotten": 1,
+        "seen": 5, "records_malformed": 1, "items_excluded": 1, "overloads": 0, "processes_forgotten": 1,
     }  # fmt: skip
     collector.dropped = 10
     assert stream.lost() == 11
+
+
+def test_live_overloaded():
+    """An overload is told when it begins, and once when it has been over for a while."""
+    collector, told, time = Collector([[]] * 9, []), [], iter(range(100))
+    drops = iter([0, 4, 9, 9, 9, 9, 9, 9, 9])
+    poll = collector.poll
+
+    def polled():
+        collector.dropped = next(drops)
+        return poll()
+
+    collector.poll = polled
+    stream = Live(
+        collector, Normalizer(), lambda: not collector.batches, tell=told.append, clock=lambda: next(time)
+    )
+    list(stream)
+
+    assert [line.partition(":")[0] for line in told] == [
+        "overload begins, the ring buffer is 50% full",
+        "overload is over after 1.0 s",
+    ]
+    assert "9 windows that found no room" in told[1]
+    assert stream.account()["overloads"] == 1

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ import pytest
 from small_host import ATTACK, make_windows
 
 from ksentinel.detectors import artifact
-from ksentinel.detectors.artifact import load, read_manifest, save
+from ksentinel.detectors.artifact import load, load_kernel, read_manifest, save
 from ksentinel.detectors.facts import Recording
 from ksentinel.errors import ModelError
 from ksentinel.training import train
@@ -77,10 +78,16 @@ def test_same_bytes(trained, tmp_path):
 
 
 def test_modes(saved):
-    """Everyone may read, nobody else may write; nothing else is left behind."""
+    """Everyone may read but what is secret, nobody else may write; nothing else is left behind."""
     modes = {file.name: file.stat().st_mode & 0o7777 for file in [saved, *saved.iterdir()]}
 
-    assert modes == {"host": 0o755, "model.npz": 0o644, "manifest.json": 0o644, "README.md": 0o644}
+    assert modes == {
+        "host": 0o755,
+        "model.npz": 0o644,
+        "kernel.npz": 0o600,
+        "manifest.json": 0o644,
+        "README.md": 0o644,
+    }
     assert [saved] == list(saved.parent.iterdir())
 
 
@@ -176,7 +183,7 @@ def drifted(folder):
         (lambda f: f.chmod(0o775), "host: can be changed by others (chmod go-w it"),
         (lambda f: (f / "model.npz").chmod(0o666), "model.npz: can be changed by others"),
         (lambda f: (f / "manifest.json").chmod(0o664), "manifest.json: can be changed by others"),
-        (lambda f: change_manifest(f, format=2), "manifest.json: is of format 2, this ksentinel reads 1"),
+        (lambda f: change_manifest(f, format=1), "manifest.json: is of format 1, this ksentinel reads 2"),
         (lambda f: change_manifest(f, arch="aarch64"), "host: was trained on aarch64, this is x86_64"),
         (lambda f: change_manifest(f, window_length=32), "host: was trained on windows of 32"),
         (lambda f: change_manifest(f, members=["lstm"]), "doesn't know: lstm"),
@@ -222,3 +229,67 @@ def test_facts_are_data(trained, tmp_path):
 
     assert facts == read_manifest(tmp_path / "m", uid=ME).facts
     assert "monday.db" in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_kernel(trained, saved):
+    """The part for the kernel comes back as it was, without the rest being read."""
+    (saved / "model.npz").unlink()
+    table = load_kernel(saved, arch="x86_64", uid=ME)
+
+    assert table.images(3, 5) == trained.model.kernel.images(3, 5)
+    assert list(table.keys(5)) == list(trained.model.kernel.keys(5))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "kernel.npz").unlink(), "kernel.npz: there is no such file"),
+        (lambda f: (f / "kernel.npz").chmod(0o620), "kernel.npz: can be changed by others"),
+        (
+            lambda f: (f / "kernel.npz").write_bytes(b""),
+            "kernel.npz: is not the file that manifest.json was written for",
+        ),
+        (lambda f: change_manifest(f, kernel_sha256=""), "host: has no part for the kernel"),
+        (lambda f: change_manifest(f, arch="aarch64"), "host: was trained on aarch64, this is x86_64"),
+        (lambda f: change_kernel(f, packed()), "kernel.npz: the model has no array headers"),
+        (
+            lambda f: change_kernel(f, packed(headers=np.zeros((2, 64), np.uint8))),
+            "the model has no array surprise",
+        ),
+        (
+            lambda f: change_kernel(f, kernel_arrays(surprise=np.zeros((2, 9), np.uint8))),
+            "rows of another size",
+        ),
+        (lambda f: change_kernel(f, kernel_arrays()), "row 0 of the kernel table has impossible numbers"),
+        (lambda f: change_kernel(f, kernel_arrays(text=np.frombuffer(b"[[", np.uint8))), "can't be read"),
+        (
+            lambda f: change_kernel(
+                f, kernel_arrays(text=np.frombuffer(b'{"names": [["a", "", 7]], "lineages": []}', np.uint8))
+            ),
+            "don't fit its rows",
+        ),
+    ],
+)
+def test_kernel_refused(saved, damage, message):
+    """What is no kernel table is refused, and the file named."""
+    damage(saved)
+
+    with pytest.raises(ModelError, match=re.escape(message)):
+        load_kernel(saved, arch="x86_64", uid=ME)
+
+
+def change_kernel(folder, data):
+    """Put another table there, with the right hash."""
+    (folder / "kernel.npz").write_bytes(data)
+    change_manifest(folder, kernel_sha256=hashlib.sha256(data).hexdigest())
+
+
+def kernel_arrays(**changes):
+    """Return a table of two rows of zeros, which is none: a row has an order."""
+    arrays = {
+        "headers": np.zeros((2, 64), np.uint8),
+        "surprise": np.zeros((2, 65536), np.uint8),
+        "text": np.frombuffer(b'{"names": [], "lineages": []}', np.uint8),
+        "evicted": np.zeros(1, np.uint32),
+    }
+    return packed(**arrays | changes)
