@@ -96,21 +96,25 @@ class Watch:
         self.items += [item for record in records if (item := self.normalizer.item(record)) is not None]
 
     def _adds_up(self):
-        a = self.account
-        sums = [
-            (label, sum(a[n] for n in wholes), sum(a[n] for n in parts))
-            for label, wholes, parts in report._SUMS
-            if all(n in a for n in (*wholes, *parts))
-        ]
-        assert [label for label, _, _ in sums] == [
+        a, found = self.account, sums(self.account)
+        assert [label for label, _, _ in found] == [
             "system calls seen", "their tokens", "windows closed", "windows not gated", "argument events",
             "forks, execs, exits", "records delivered", "records missing",
         ]  # fmt: skip
-        assert [one for one in sums if one[1] != one[2]] == []
+        assert [one for one in found if one[1] != one[2]] == []
         assert a["records_delivered"] == len(self.items)
         assert a["windows_sent"] == len(self.of(Window))
         assert a["tokens_sent"] == sum(len(window.tokens) for window in self.of(Window))
         assert self.normalizer.malformed == 0
+
+
+def sums(account):
+    """Return what must add up: its label, and both sides of the equation."""
+    return [
+        (label, sum(account[name] for name in wholes), sum(account[name] for name in parts))
+        for label, wholes, parts in report._SUMS
+        if all(name in account for name in (*wholes, *parts))
+    ]
 
 
 def is_call(number):
