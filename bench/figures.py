@@ -95,7 +95,7 @@ def summary(
                 entry["added_ns"] = _plain(added)
                 entry["ratio_of_added_to_empty_probe"] = (
                     added.median / probe.median
-                    if added and probe and probe.q1 > 0 and added.median > 0
+                    if added and probe and probe.q1 > 0 and added.q1 > 0
                     else None  # a ratio of noise
                 )
             if workload in of_servers:

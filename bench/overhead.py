@@ -301,9 +301,13 @@ def everything(settings: Settings) -> dict[str, Any]:
             [side(bench) for side in watchers.ALL if side.name in settings.sides], findings.absent
         )
         about = environment(bench)
-        if any(isinstance(side, watchers.Monitor) for side in sides):
+        for monitor in [side for side in sides if isinstance(side, watchers.Monitor)]:
             say(f"recording {settings.training_seconds:.0f} s of the workloads, and training a model on that")
-            bench.model = train(bench, loads, settings.training_seconds)
+            try:
+                bench.model = train(bench, loads, settings.training_seconds)
+            except BenchError as error:
+                findings.absent[monitor.name] = f"no model: {error}"
+                sides.remove(monitor)
         measure(sides, loads, settings, findings)
         observer = None
         flooded: dict[str, Any] = {}

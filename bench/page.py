@@ -95,15 +95,15 @@ def _a_call(result: Result) -> Iterable[str]:
     if NOTHING not in calls:
         return
     text = f"A system call that does next to nothing takes **{duration(calls[NOTHING]['ns']['median'])}**"
-    if EMPTY in calls:
+    if EMPTY in calls and calls[EMPTY]["added_ns"]:
         text += f"; with an empty probe attached **{_added(calls[EMPTY])}** more"
     yield text + "."
     for side in OURS:
-        if side in calls:
+        if side in calls and calls[side]["added_ns"]:
             times = calls[side]["ratio_of_added_to_empty_probe"]
             more = "" if times is None else f", {times:.2f} × what the empty probe adds"
             yield f"`ksentinel {side}` adds **{_added(calls[side])}**{more}."
-    others = [side for side in calls if side not in {NOTHING, EMPTY, *OURS}]
+    others = [side for side in calls if side not in {NOTHING, EMPTY, *OURS} and calls[side]["added_ns"]]
     if others:
         others.sort(key=lambda side: float(calls[side]["added_ns"]["median"]))
         yield "The others add " + ", ".join(f"{side} {_added(calls[side])}" for side in others) + "."
@@ -125,6 +125,7 @@ def _whole_workloads(result: Result) -> Iterable[str]:
 
 def _beaten(result: Result) -> Iterable[str]:
     """Say where somebody else is cheaper than ksentinel monitor."""
+    watching = {side["name"] for side in result["sides"] if side["scope"] != "-"} - {EMPTY, *OURS}
     better: dict[str, list[str]] = {}
     for workload in measured(result):
         found = entries(result, workload["name"])
@@ -132,7 +133,7 @@ def _beaten(result: Result) -> Iterable[str]:
         if ours is None:
             continue
         for side, entry in found.items():
-            if side not in {NOTHING, EMPTY, *OURS} and entry["ns"]["median"] < ours["ns"]["median"]:
+            if side in watching and entry["ns"]["median"] < ours["ns"]["median"]:
                 better.setdefault(side, []).append(workload["name"])
     for side, where in better.items():
         yield f"{side} is cheaper than `ksentinel monitor` in: {', '.join(where)}."
@@ -176,7 +177,7 @@ def _losses(result: Result) -> Iterable[str]:
             )
         lost = [one["lost"] / (one["seen"] + one["lost"]) for one in told if one.get("lost")]
         if lost:
-            yield f"{side['name']} lost up to {max(lost):.1%} of what it was to see."
+            yield f"{side['name']} lost up to {max(lost):.3%} of what it was to see."
 
 
 def _floods(result: Result) -> Iterable[str]:

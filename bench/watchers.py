@@ -18,7 +18,7 @@ from typing import Any
 
 import account
 from auditing import EVERYTHING, Auditing
-from children import AbsentError, BenchError, Child, Tool, cpu_seconds, settle, with_tracefs
+from children import AbsentError, BenchError, Child, Tool, cpu_seconds, run, settle, with_tracefs
 from tools import Tools
 
 from ksentinel.bpf.libbpf import Object
@@ -30,8 +30,8 @@ BOUND = 900
 SETTLE = 5.0
 """Seconds that a side has to catch up with what it has seen, after each run."""
 
-_ASKING = 100
-"""So many records audit makes of being asked how many it has."""
+_ASKING = 1000
+"""More records than audit makes of being asked how many it has: auditctl makes system calls, too."""
 
 KSENTINEL = [sys.executable, "-c", "from ksentinel.cli import main; main()"]
 
@@ -208,6 +208,13 @@ class Ksentinel(Command):
     phrase = ""
     patience = 180.0  # what its ring buffer still holds is dealt with before it ends
 
+    def prepare(self) -> None:
+        """Ask ksentinel whether this host lets it watch."""
+        try:
+            run([*KSENTINEL, "doctor", "--for", "monitor"], self.environment())
+        except BenchError as error:
+            raise AbsentError(f"ksentinel can't watch here ({error}): see `ksentinel doctor`") from None
+
     def arguments(self) -> list[str]:
         """Return the subcommand with its options."""
         raise NotImplementedError
@@ -260,7 +267,7 @@ class Monitor(Ksentinel):
     def arguments(self) -> list[str]:
         """Return the subcommand with its options."""
         if self.bench.model is None:
-            raise AbsentError("no model could be trained: see what is said of record")
+            raise AbsentError("no model has been trained")
         store = self.bench.work / "alerts.db"
         return ["monitor", "--model", str(self.bench.model), "--store", str(store)]
 
@@ -460,6 +467,7 @@ class AuditdIdle(Auditd):
 
     name = "auditd-no-rules"
     what = "auditd running, no rule loaded: as installed"
+    scope = "-"
     rule = None
 
 

@@ -41,6 +41,7 @@ def made_up(**changes):
         }
         for side in EACH
     ]
+    sides[0]["scope"] = "-"
     sides[2]["told"] = [
         {"round": 0, "seen": 10, "lost": None, "dropped_share": {"closed": 0.9}, "exact": True},
         {"round": 1, "seen": 10, "lost": None, "dropped_share": {"closed": 0.25}, "exact": True},
@@ -200,6 +201,18 @@ def test_added_nothing():
             entry["added_ns"] = {"median": -3.0, "q1": -9.0, "q3": 2.0}
 
     assert "`ksentinel monitor` adds **nothing measurable**" in markdown(result)
+
+
+def test_no_round_in_common():
+    """Two sides that were never measured in the same round have no ratio, and a page all the same."""
+    runs = [
+        Run(side, "getppid", number, 1000, 1e5)
+        for number, side in enumerate(("nothing", "empty-probe", "monitor", "strace"))
+    ]
+    page = markdown(made_up(results=summary(runs, list(EACH), ["getppid"])))
+
+    assert "| strace | 100 ns (100 ns–100 ns) | – | – | – |" in page
+    assert "| strace | – |" in page
 
 
 def test_unsettled():
