@@ -283,7 +283,7 @@ class KernelTable:
             told = json.loads(text)
             names = {(str(program), str(service)): int(row) for program, service, row in told["names"]}
             lineages = {tuple(str(name) for name in chain): int(value) for chain, value in told["lineages"]}
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
             raise ModelError(f"the names in the kernel table can't be read: {error}") from None
         if not all(ROW_FIRST <= row < len(rows) for row in names.values()) or not all(
             0 <= value <= MOST and 1 <= len(chain) <= LINEAGE for chain, value in lineages.items()
