@@ -371,15 +371,16 @@ class Thread:
         mean, cusum, peak_mean, peak_cusum = self.mean, self.cusum, self.peak_mean, self.peak_cusum
         low, high, depth, level, known = self.low, self.high, self.depth, self.level, self._known
         low_mask = (1 << _BITS * _HALF) - 1
-        keep_low = (1 << _BITS * min(row.order, _HALF)) - 1
-        keep_high = (1 << _BITS * max(row.order - _HALF, 0)) - 1
+        # What lies beyond the longest n-gram of either row makes no difference.
+        order = max(row.order, self.table.rows[ROW_HOST].order)
+        keep_low = (1 << _BITS * min(order, _HALF)) - 1
+        keep_high = (1 << _BITS * max(order - _HALF, 0)) - 1
         found = []
         for token in tokens:
             high = (high << _BITS | low >> _BITS * (_HALF - 1)) & low_mask
             low = (low << _BITS | token) & low_mask
             depth = min(depth + 1, DEEPEST)
-            # What lies beyond the longest n-gram of either row makes no difference (they are of one order).
-            key = (low & keep_low, high & keep_high, min(depth, row.order), level)
+            key = (low & keep_low, high & keep_high, min(depth, order), level)
             answer = known.get(key)
             if answer is None:
                 answer = known[key] = self._surprise(row, low, high, depth, level)
