@@ -20,7 +20,7 @@ from ksentinel.normalize.bpf import BpfNormalizer
 from ksentinel.normalize.processes import LAUNCHERS, TERMINALS, ProcessTable
 from ksentinel.shipped import shipped
 from ksentinel.sources.procfs import running
-from ksentinel.sources.ringbuf import Collector
+from ksentinel.sources.ringbuf import Collector, Wanted
 from ksentinel.window import Window
 
 ARCH = platform.machine()
@@ -28,16 +28,30 @@ SEED = 0x5EED
 OBJECT = shipped("lsm_bpf/trace.bpf.o")
 
 
-class Watch:
-    """A collector and what came of it; `poll` while the workload runs."""
+FAMILY = Wanted(pids=(os.getpid(),))
+"""This process and what it starts: a flood by anybody else on this machine is no business of a test."""
+EVERYBODY = Wanted()
 
-    def __init__(self, *, own=None, known=True, **options):
+
+class Watch:
+    """
+    A collector and what came of it; `poll` while the workload runs.
+
+    Parameters
+    ----------
+    known
+        Whether it is told who runs already.
+    options
+        The collector's.
+    """
+
+    def __init__(self, *, known=True, wanted=FAMILY, **options):
         self.table = ProcessTable()
         self.epoch_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self.normalizer = BpfNormalizer(self.table, self.epoch_ns, ARCH, None)
-        self.families = options["wanted"].pids if "wanted" in options else ()
+        self.families = wanted.pids
         self.collector = Collector(
-            OBJECT, os.getpid() if own is None else own, ARCH, path_seed=SEED,
+            OBJECT, os.getpid(), ARCH, path_seed=SEED, wanted=wanted,
             names=dict.fromkeys(LAUNCHERS, abi.NameFlag.LAUNCHER) | dict.fromkeys(TERMINALS, abi.NameFlag.TERMINAL),
             processes=self._introduce if known else tuple, **options,
         )  # fmt: skip

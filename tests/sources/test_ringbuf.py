@@ -11,7 +11,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from watch import ARCH, Watch, bpf_ids, exists, in_full, token
+from watch import ARCH, EVERYBODY, Watch, bpf_ids, exists, in_full, token
 
 from ksentinel import syscalls
 from ksentinel.bpf.libbpf import Object
@@ -546,7 +546,7 @@ def test_lossy():
 
 def test_own():
     """The observer's own threads are counted and not observed."""
-    with Watch() as watch:
+    with Watch(wanted=EVERYBODY) as watch:
         before = watch.collector.counters()["own"]
         thread = threading.Thread(target=lambda: [os.getppid() for _ in range(1000)])
         thread.start()
@@ -563,7 +563,7 @@ def test_finish_while_processes_end():
     with subprocess.Popen(["/bin/sh", "-c", "while :; do /bin/true; done"]) as storm:
         try:
             for _ in range(3):
-                with Watch() as watch:
+                with Watch(wanted=EVERYBODY) as watch:
                     for _ in range(4):
                         watch.poll()
                 assert watch.account["lifecycle"] > 0
@@ -650,7 +650,10 @@ def test_not_an_object(tmp_path):
 
 def test_records_carry_one_process_key():
     """A process has the same key from the ring buffer and from /proc."""
-    with Watch(known=False) as watch, subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as cat:
+    with (
+        Watch(known=False, wanted=EVERYBODY) as watch,
+        subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as cat,
+    ):
         for _ in range(100):
             watch.poll(0.02)
             if watch.table.get(cat.pid) and watch.table.get(cat.pid).exe == in_full("/bin/cat"):
