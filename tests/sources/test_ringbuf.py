@@ -18,7 +18,7 @@ from ksentinel.bpf.libbpf import Object
 from ksentinel.errors import HostError
 from ksentinel.event import ExecEvent, ExitEvent, ForkEvent, SyscallEvent
 from ksentinel.sources.procfs import running
-from ksentinel.sources.ringbuf import Collector
+from ksentinel.sources.ringbuf import Collector, Wanted
 from ksentinel.window import LENGTH, Cause, Window
 
 pytestmark = pytest.mark.bpf
