@@ -433,7 +433,7 @@ class Collector:
         total: dict[str, int] = {}
         for program in range(_ACCOUNTS):
             for one in self._object.map("counters").lookup_percpu(program, abi.Counters):
-                for name, value in _numbers(one):
+                for name, value in numbers(one):
                     total[name] = total.get(name, 0) + value
         return total
 
@@ -549,7 +549,8 @@ _PLACES = {
 _SINGULAR = {"closed": "closed", "choices": "windows", "classes": "tokens"}
 
 
-def _numbers(counters: abi.Counters) -> Iterator[tuple[str, int]]:
+def numbers(counters: abi.Counters) -> Iterator[tuple[str, int]]:
+    """Yield name and value of each counter, those of arrays with a name for each place."""
     for name, _ in abi.Counters._fields_:
         value = getattr(counters, name)
         if name not in _PLACES:

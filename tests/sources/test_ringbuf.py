@@ -18,7 +18,7 @@ from ksentinel.bpf.libbpf import Object
 from ksentinel.errors import HostError
 from ksentinel.event import ExecEvent, ExitEvent, ForkEvent, SyscallEvent
 from ksentinel.sources.procfs import running
-from ksentinel.sources.ringbuf import Collector
+from ksentinel.sources.ringbuf import Collector, Wanted
 from ksentinel.window import LENGTH, Cause, Window
 
 pytestmark = pytest.mark.bpf
@@ -519,7 +519,7 @@ def test_lossy():
     """
     command = [sys.executable, "-ISc", textwrap.dedent(code)]
     with (
-        Watch(ring_bytes=4096) as watch,
+        Watch(ring_bytes=16384, wanted=Wanted(pids=(os.getpid(),))) as watch,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child,
     ):
 
@@ -532,7 +532,7 @@ def test_lossy():
         make(64)
         make(64)
         started = len(watch.of(Window, child.pid))
-        make(64 * 60)
+        make(64 * 200)
         for _ in range(4):
             make(64)
         child.stdin.close()
