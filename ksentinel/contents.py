@@ -3,12 +3,21 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ksentinel.event import Event, ExecEvent, Process
-from ksentinel.executables import Hasher, Kind, Recognition, Recognizer
+from ksentinel.executables import Hasher, Identity, Kind, Recognition, Recognizer, Unidentified
 from ksentinel.window import Window
 
 REMEMBERED = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A program that is being looked at, as *pid* executes it; 0: as it lies at its path."""
+
+    program: str
+    pid: int
 
 
 class Contents:
@@ -23,6 +32,8 @@ class Contents:
         What the model knows.
     tell
         Is told of each program that is not simply the same.
+    executes
+        Path, device and inode of what a process executes now; None if it has ended.
 
     Attributes
     ----------
@@ -33,29 +44,25 @@ class Contents:
     """
 
     def __init__(
-        self, hasher: Hasher[str], recognizer: Recognizer, tell: Callable[[Recognition], None]
+        self,
+        hasher: Hasher[Asked],
+        recognizer: Recognizer,
+        tell: Callable[[Recognition], None],
+        executes: Callable[[int], tuple[str, int, int] | None],
     ) -> None:
         self.hasher = hasher
         self.recognizer = recognizer
         self.tell = tell
+        self.executes = executes
         self.recognise: Callable[[str, str], None] = lambda _program, _known: None
         self.dropped = 0
         self._asked: OrderedDict[str, None] = OrderedDict()
-        self._by_path: set[str] = set()
 
     def attend(self, item: Event | Window | None) -> None:
         """Look at *item*; None: a batch has ended, fetch what was found."""
         if item is None:
-            for program, found in self.hasher.ready():
-                if not found.sha256 and program not in self._by_path:
-                    # It has ended already: what lies at its path by now is most likely what it was.
-                    self._by_path.add(program)
-                    self.dropped += not self.hasher.submit(program.removeprefix("#!"), program, follow=True)
-                    continue
-                self._by_path.discard(program)
-                recognition = self.recognizer.judge(program, found.sha256)
-                if recognition.kind not in {Kind.SAME, Kind.UNKNOWN}:
-                    self.tell(recognition)
+            for asked, found in self.hasher.ready():
+                self._found(asked, found)
         elif isinstance(item, ExecEvent):
             self._executed(item.process)
 
@@ -64,17 +71,36 @@ class Contents:
         counts = {f"programs_{kind}": self.recognizer.counts[kind] for kind in Kind}
         return {**counts, "programs_dropped": self.dropped}
 
+    def _found(self, asked: Asked, found: Identity | Unidentified) -> None:
+        if asked.pid and not self._still_executes(asked, found):
+            # What lies at its path by now is most likely what it was.
+            again = self.hasher.submit(asked.program.removeprefix("#!"), Asked(asked.program, 0), follow=True)
+            self.dropped += not again
+            return
+        recognition = self.recognizer.judge(asked.program, found.sha256)
+        if recognition.kind not in {Kind.SAME, Kind.UNKNOWN}:
+            self.tell(recognition)
+
+    def _still_executes(self, asked: Asked, found: Identity | Unidentified) -> bool:
+        """Tell whether it is *found* that the process executes: it may have ended, or become another program meanwhile."""
+        if isinstance(found, Unidentified) or not found.sha256:
+            return False
+        now = self.executes(asked.pid)
+        if asked.program.startswith("#!"):
+            return now is not None
+        return now == (asked.program, found.device, found.inode)
+
     def _executed(self, process: Process) -> None:
         program = process.program
         if not program or program in self._asked:
             return
-        place = f"/proc/{process.key.pid}"
-        asked = (
-            self.hasher.submit(f"{place}/root{process.script}", program, follow=True)
+        place, asked = f"/proc/{process.key.pid}", Asked(program, process.key.pid)
+        submitted = (
+            self.hasher.submit(f"{place}/root{process.script}", asked, follow=True)
             if process.script
-            else self.hasher.submit(f"{place}/exe", program)
+            else self.hasher.submit(f"{place}/exe", asked)
         )
-        if not asked:
+        if not submitted:
             self.dropped += 1
             return
         self._asked[program] = None

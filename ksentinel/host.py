@@ -234,7 +234,7 @@ def hashes(programs: set[str], *, most: int = 4096) -> dict[str, str]:
 @contextmanager
 def contents(manifest: Any, model: Any, tell: Callable[[str], None]) -> Iterator[Any]:
     """Give what recognises programs by content, for a model; for the kernel's part of it once that is attached."""
-    from ksentinel.contents import Contents
+    from ksentinel.contents import Asked, Contents
     from ksentinel.executables import Executables, Hasher, Kind, Known, Recognition, Recognizer
 
     known = [Known(program, sha256) for program, sha256 in manifest.facts.contents.items()]
@@ -251,8 +251,16 @@ def contents(manifest: Any, model: Any, tell: Callable[[str], None]) -> Iterator
         model.recognise(found.path, found.profile, note)
         tell(f"{found.path}: {note}; it is compared with {found.profile}")
 
-    with Hasher[str](Executables()) as hasher:
-        watcher: Any = Contents(hasher, Recognizer(known), recognised)
+    def executes(pid: int) -> tuple[str, int, int] | None:
+        place = Path("/proc", str(pid), "exe")
+        try:
+            status = place.stat()
+            return str(place.readlink()), status.st_dev, status.st_ino
+        except OSError:
+            return None
+
+    with Hasher[Asked](Executables()) as hasher:
+        watcher: Any = Contents(hasher, Recognizer(known), recognised, executes)
         yield watcher
 
 

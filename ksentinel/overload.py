@@ -43,6 +43,12 @@ class Notice:
 
     def __str__(self) -> str:
         what = "; ".join(f"{count:,} {_LOST[name]}" for name, count in self.lost.items())
+        if set(self.lost) == {"calls_limited"}:
+            return (
+                f"a process floods: {what}"
+                if self.begun
+                else f"the flood is over after {self.seconds:.1f} s: {what}"
+            )
         if self.begun:
             return f"overload begins, the ring buffer is {self.fill:.0%} full: {what}. Alerts may be missing until it is over"
         return f"overload is over after {self.seconds:.1f} s: {what}"
