@@ -386,8 +386,8 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
         struct slot *slot = slot_of(stack);
         struct ks_capture *want;
         struct thread *thread;
+        int full, stranger;
         __u32 token;
-        int full;
 
         if (!c || !cfg)
                 return 0;
@@ -397,7 +397,8 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
                 c->no_storage++;
                 return 0;
         }
-        if (thread->ignored && thread->epoch == cfg->epoch) {
+        stranger = is_stranger(cfg, thread);
+        if (thread->ignored && !stranger) {
                 count_ignored(c, thread);
                 return 0;
         }
@@ -406,7 +407,7 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
                 thread->missed++;
                 return 0;
         }
-        if (thread->epoch != cfg->epoch) {
+        if (stranger) {
                 identify(cfg, bpf_get_current_task_btf(), thread);
                 if (thread->ignored) {
                         count_ignored(c, thread);

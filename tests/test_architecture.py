@@ -192,6 +192,8 @@ def test_mirror(path):
         "detectors/test_contract.py",  # what all detectors keep
         "detectors/test_slow_reference.py",  # the reference itself
         "rules/test_shipped.py",  # the rules themselves
+        "sources/test_gate.py",  # what the collector does with a model
+        "sources/test_wanted.py",  # whom it watches
     }
 
     assert (
