@@ -28,6 +28,13 @@ SEED = 0x5EED
 OBJECT = shipped("lsm_bpf/trace.bpf.o")
 
 
+KINDS = {
+    abi.Kind.WINDOW: abi.Window,
+    abi.Kind.FORK: abi.Fork,
+    abi.Kind.EXEC: abi.Exec,
+    abi.Kind.EXIT: abi.Exit,
+    abi.Kind.CALL: abi.Call,
+}
 FAMILY = Wanted(pids=(os.getpid(),))
 """This process and what it starts: a flood by anybody else on this machine is no business of a test."""
 EVERYBODY = Wanted()
@@ -56,6 +63,7 @@ class Watch:
             processes=self._introduce if known else tuple, **options,
         )  # fmt: skip
         self.items: list[Event | Window] = []
+        self.records: list[bytes] = []  # of the items, as they came
         self.account = {}
 
     def __enter__(self):
@@ -87,6 +95,11 @@ class Watch:
         """Run a Python program to its end; returns its pid and output."""
         return self.run(sys.executable, "-ISWignore", "-c", textwrap.dedent(code), *arguments, **options)
 
+    def raw(self, kind, pid):
+        """Return a process' records of a kind as they came."""
+        found = [kind.from_buffer_copy(r) for r in self.records if len(r) >= ctypes.sizeof(kind)]
+        return [r for r in found if (KINDS[r.header.kind], r.header.tgid) == (kind, pid)]
+
     def of(self, kind, pid=None):
         """Return the items of a kind, of one process or of all."""
         return [i for i in self.items if isinstance(i, kind) and pid in {None, i.process.key.pid}]
@@ -107,7 +120,11 @@ class Watch:
         return self.normalizer.introductions(SEED, self.families)
 
     def _take(self, records):
-        self.items += [item for record in records if (item := self.normalizer.item(record)) is not None]
+        for record in records:
+            item = self.normalizer.item(record)
+            if item is not None:
+                self.items.append(item)
+                self.records.append(bytes(record))
 
     def _adds_up(self):
         a, found = self.account, sums(self.account)

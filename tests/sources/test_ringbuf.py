@@ -11,14 +11,16 @@ import time
 from itertools import pairwise
 
 import pytest
-from watch import ARCH, EVERYBODY, Watch, bpf_ids, exists, in_full, token
+from watch import ARCH, EVERYBODY, SEED, Watch, bpf_ids, exists, in_full, is_call, token
 
 from ksentinel import syscalls
+from ksentinel.bpf import abi
 from ksentinel.bpf.libbpf import Object
+from ksentinel.bpf.pathhash import program_hash
 from ksentinel.errors import HostError
 from ksentinel.event import ExecEvent, ExitEvent, ForkEvent, SyscallEvent
 from ksentinel.sources.procfs import running
-from ksentinel.sources.ringbuf import Collector, Wanted
+from ksentinel.sources.ringbuf import Collector, Sequences, Wanted
 from ksentinel.window import LENGTH, Cause, Window
 
 pytestmark = pytest.mark.bpf
@@ -31,6 +33,47 @@ def _clean():
     """Leave nothing behind."""
     yield
     assert bpf_ids(os.getpid()) == {}
+
+
+def numbered(number, cpu=0, program=0):
+    """Return a record of which nothing but its number counts."""
+    return memoryview(bytes(abi.Header(sequence=number & 0xFFFFFFFF, cpu=cpu, program=program)))
+
+
+@pytest.mark.parametrize(
+    ("records", "missing", "behind"),
+    [
+        ([], 0, 5),
+        ([0, 1, 2], 0, 2),
+        ([0, 2, 4], 2, 0),
+        ([1], 1, 3),
+        ([4], 4, 0),
+    ],
+)
+def test_sequences(records, missing, behind):
+    """Numbers that are passed over are records that are missing, from the first on, and up to how many were numbered."""
+    sequences = Sequences()
+    for number in records:
+        sequences.seen(numbered(number))
+
+    assert (sequences.missing, sequences.behind(0, 0, 5)) == (missing, behind)
+
+
+def test_sequences_of_their_own():
+    """Each program counts for itself on each CPU; after four billion it begins anew."""
+    sequences = Sequences()
+    for number in range(3):
+        for cpu in (0, 1):
+            for program in range(5):
+                sequences.seen(numbered(number, cpu, program))
+    assert sequences.missing == 0
+    assert sequences.behind(5, 0, 7) == sequences.behind(0, 2, 7) == 7
+
+    sequences.seen(numbered(-1))
+    assert sequences.missing == (1 << 32) - 4
+    sequences.seen(numbered(0))
+    sequences.seen(numbered(2))
+    assert (sequences.missing, sequences.behind(0, 0, (1 << 32) + 3)) == ((1 << 32) - 3, 0)
 
 
 def test_threads_counted_exactly():
@@ -62,6 +105,142 @@ def test_threads_counted_exactly():
         assert expected == [t for t in got[tid] if t in alphabet]
     assert len(output.splitlines()) == 23
     assert {len(w.tokens) for w in watch.of(Window, pid) if w.cause is Cause.FULL} == {LENGTH}
+
+
+def test_exec_token():
+    """A program's first window begins with a token that says so; no other window has one."""
+    with Watch() as watch:
+        pid, _ = watch.run("/bin/sh", "-c", "/bin/cat /dev/null; exec /usr/bin/env -i /bin/true")
+    begins = {}
+    for item in watch.items:
+        key = (item.process.key, item.tid)
+        if isinstance(item, ExecEvent):
+            begins[key] = True
+        elif isinstance(item, Window):
+            assert (item.tokens[0] == syscalls.EXEC) == begins.pop(key, False)
+            assert syscalls.EXEC not in item.tokens[1:]
+
+    assert begins == {}
+    assert watch.account["exec_tokens"] == len(watch.of(ExecEvent)) >= 4
+    assert [e.process.program for e in watch.of(ExecEvent, pid)] == [
+        in_full("/bin/sh"),
+        in_full("/usr/bin/env"),
+        in_full("/bin/true"),
+    ]
+
+
+ABOUT = {
+    "/etc/shadow": "secret",
+    "/etc/shadow-": "secret",
+    "/etc/ssh/ssh_host_rsa_key": "secret",
+    "/etc/ssh/sshd_config": "system",
+    "/home/nobody/x": "home",
+    "/tmp": None,
+    "/tmp/none": "tmp",
+    "/var/tmp/none": "tmp",
+    "/dev/shm/none": "tmp",
+    "/dev/none": "device",
+    "/dev/null": None,
+    "/proc/1/none": "proc",
+    "/proc/self/none": None,
+    "/etc/none": "system",
+    "/etc/passwd": None,
+    "/usr/none": None,
+    "etc/shadow": None,  # as it is written
+    "//etc/shadow": None,
+    "127.0.0.1": "loopback",
+    "127.255.0.9": "loopback",
+    "0.0.0.0": "loopback",  # noqa: S104 -- a way to this host, too
+    "10.0.0.1": "private",
+    "172.15.0.1": "public",
+    "172.16.0.1": "private",
+    "172.31.0.1": "private",
+    "172.32.0.1": "public",
+    "192.168.0.1": "private",
+    "192.169.0.1": "public",
+    "169.254.1.1": "private",
+    "100.63.0.1": "public",
+    "100.64.0.1": "private",
+    "192.0.2.1": "public",
+    "::1": "loopback",
+    "::": "loopback",
+    "::2": "public",
+    "fc00::1": "private",
+    "fdff::1": "private",
+    "fe80::1": "private",
+    "fec0::1": "public",
+    "2001:db8::1": "public",
+    "::ffff:127.0.0.1": "loopback",
+    "::ffff:10.0.0.1": "private",
+    "::ffff:192.0.2.1": "public",
+    "unix": None,
+}
+"""What calls are about: paths, and addresses that a datagram socket is bound to send to, which sends nothing."""
+
+
+def test_classes():
+    """What a call is about is a token right behind it."""
+    with Watch() as watch:
+        pid, _ = watch.python(
+            """
+            import ctypes, os, socket, sys
+            from contextlib import suppress
+            os.chdir("/")
+            four, six, unix = (
+                socket.socket(family, socket.SOCK_DGRAM)
+                for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+            )
+            for what in sys.argv[1:]:
+                os.getppid()
+                with suppress(OSError):
+                    if "/" in what: os.open(what, os.O_RDONLY)
+                    elif what == "unix": unix.connect("/tmp/none")
+                    else: (six if ":" in what else four).connect((what, 9))
+            os.getppid()
+            """,
+            *ABOUT,
+        )
+    tokens = [t for window in watch.of(Window, pid) for t in window.tokens]
+    begins = [n for n, t in enumerate(tokens) if t == token("getppid")]
+    parts = [tokens[begin + 1 : end] for begin, end in pairwise(begins)]
+    names = ["openat" if "/" in what else "connect" for what in ABOUT]
+    classes = [
+        None if about is None else syscalls.CLASS + syscalls.CLASSES.index(about) for about in ABOUT.values()
+    ]
+    expected = [
+        [token(name)] if number is None else [token(name), number]
+        for name, number in zip(names, classes, strict=True)
+    ]
+
+    # An opened descriptor may be followed by what Python does with it, or by its end.
+    found = [part[: len(want)] for part, want in zip(parts, expected, strict=True)]
+    assert dict(zip(ABOUT, found, strict=True)) == dict(zip(ABOUT, expected, strict=True))
+    rest = [t for part, want in zip(parts, expected, strict=True) for t in part[len(want) :]]
+    assert [t for t in rest if not is_call(t)] == []
+    for name in syscalls.CLASSES:
+        assert watch.account[f"tokens_{name}"] >= list(ABOUT.values()).count(name)
+
+
+def test_late_class(tmp_path):
+    """A path that wasn't in memory is classified when it is read: behind the call itself, before the next one."""
+    (tmp_path / "page").write_bytes(b"/etc/shadow/none".ljust(4096, b"\0"))
+    with Watch() as watch:
+        pid, _ = watch.python(
+            """
+            import ctypes, mmap, os, sys
+            truncate, getppid = ctypes.CDLL(None).truncate, ctypes.CDLL(None).getppid
+            page = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4096, mmap.MAP_PRIVATE)
+            at = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(page)))
+            truncate(at, 0)
+            getppid()
+            """,
+            str(tmp_path / "page"),
+        )
+    tokens = [t for window in watch.of(Window, pid) for t in window.tokens]
+    at = tokens.index(token("truncate"))
+
+    assert tokens[at : at + 3] == [token("truncate"), syscalls.CLASS, token("getppid")]
+    assert watch.account["calls_late"] >= 1
 
 
 def test_times():
@@ -420,6 +599,31 @@ def test_short_processes():
     ] == []
 
 
+@pytest.mark.slow
+def test_many_short_processes():
+    """Of ten thousand processes each is born and ends, whatever else happens; at the end the table is what /proc is."""
+    with subprocess.Popen(["/bin/sleep", "600"]) as sleeper, Watch() as watch:
+        loop = "i=0; while [ $i -lt {} ]; do {}; i=$((i+1)); done"
+        pid, _ = watch.run("/bin/sh", "-c", loop.format(9500, "(:)") + "; " + loop.format(500, "/bin/true"))
+        watch.poll(0)
+        known = {process.key: process for process in watch.table}
+        there = {process.key: process for process in running()}
+        sleeper.kill()
+    born = [e.process.key for e in watch.of(ForkEvent) if e.process.parent.key.pid == pid]
+    ended = [
+        e.process.key for e in watch.of(ExitEvent) if e.process.parent and e.process.parent.key.pid == pid
+    ]
+
+    assert len(born) == len(set(born)) == 10_000
+    assert sorted(born) == sorted(ended)
+    assert [process for process in watch.table if process.key in set(born)] == []
+    assert watch.table.forgotten == watch.account["lifecycle_dropped"] == watch.account["no_inheritance"] == 0
+    mine = [key for key in there if key.pid in {os.getpid(), os.getppid(), sleeper.pid, 1}]
+    assert [key for key in mine if known[key].exe != there[key].exe] == []
+    # Whoever ends or begins as this is looked at is in one of them alone.
+    assert len(set(known) ^ set(there)) < 0.2 * len(there) + 10
+
+
 def test_exit_is_told_once():
     """Threads that all end at the same moment make one exit; their last windows keep the name of their program."""
     with Watch() as watch:
@@ -591,16 +795,28 @@ def test_attached_and_detached_slowly(monkeypatch):
     assert watch.account["exec_tokens"] > 0
 
 
+def kernel_says(watch, pid):
+    """Return what the kernel's side knows of a process."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        return watch.collector._object.map("processes").lookup(descriptor, abi.Process)
+    finally:
+        os.close(descriptor)
+
+
 def test_already_running():
     """Processes that ran before are known by name, with their parents."""
     with subprocess.Popen(["/bin/sleep", "60"]) as sleep:
         time.sleep(0.05)
         with Watch() as watch:
+            found = kernel_says(watch, sleep.pid)
             sleep.kill()
             sleep.wait()
             watch.poll()
     (ended,) = watch.of(ExitEvent, sleep.pid)
 
+    assert found.program == program_hash(in_full("/bin/sleep"), SEED)
+    assert found.flags & abi.ProcessFlag.FAMILY
     assert ended.process.exe == in_full("/bin/sleep")
     assert ended.process.parent.key.pid == os.getpid()
 
