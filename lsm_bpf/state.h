@@ -101,6 +101,7 @@ struct {
  * left over (nobody saw that end) at the next one's birth. */
 struct slot {
         __u64 stack;         /* 0: nobody's */
+        __u64 task;          /* the thread's task_struct; 0: not told */
         struct thread thread;
 };
 

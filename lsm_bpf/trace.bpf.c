@@ -39,22 +39,36 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  * at all, because that memory is gone or not this task's. */
 enum reading { FIRST, AGAIN, BLIND };
 
-/* A call's number and the ABI that it came through. Only the task tells whether that is the 32-bit one: what stands in the
- * registers a program can choose. Where the kernel has no such ABI nobody needs to ask. */
-static __always_inline __u32 token_of(const struct ks_config *cfg, long id)
+/* Kernels from 6.2 on read what an address points to without a call for it. */
+extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
+
+/* Whether this call came through the 32-bit entry. Only the task tells: what stands in the registers a program can choose. */
+static __always_inline int is_compat(const struct task_struct *task)
+{
+#if defined(__TARGET_ARCH_x86)
+        return !!(task->thread_info.status & TS_COMPAT);
+#elif defined(__TARGET_ARCH_arm64)
+        return !!(task->thread_info.flags & (1UL << TIF_32BIT_ARM64));
+#else
+        return 0;
+#endif
+}
+
+/* A call's token, of its number and its ABI. Where the kernel serves no 32-bit programs nobody needs to ask for that. */
+static __always_inline __u32 token_of(const struct ks_config *cfg, struct slot *slot, __u64 stack, long id, int direct)
 {
         __u32 abi = 0;
 
         if (cfg->compat) {
-                struct task_struct *task = bpf_get_current_task_btf();
+                struct task_struct *task = 0;
 
-#if defined(__TARGET_ARCH_x86)
-                if (task->thread_info.status & TS_COMPAT)
+                if (direct && slot && slot->stack == stack && slot->task) {
+                        task = bpf_rdonly_cast((void *)slot->task, bpf_core_type_id_kernel(struct task_struct));
+                        if ((__u64)task->stack + registers_at != stack)
+                                task = 0; /* left over from another thread */
+                }
+                if (task ? is_compat(task) : is_compat(bpf_get_current_task_btf()))
                         abi = KS_TOKEN_COMPAT;
-#elif defined(__TARGET_ARCH_arm64)
-                if (task->thread_info.flags & (1UL << TIF_32BIT_ARM64))
-                        abi = KS_TOKEN_COMPAT;
-#endif
         }
 #if defined(__TARGET_ARCH_x86)
         if (!abi && id > 0 && (id & X32_BIT)) {
@@ -377,8 +391,7 @@ static __noinline int keep_call(struct bpf_raw_tracepoint_args *ctx, struct thre
         return 0;
 }
 
-SEC("raw_tp/sys_enter")
-int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline int sys_enter(struct bpf_raw_tracepoint_args *ctx, int direct)
 {
         struct ks_counters *c = counters_of(SYS_ENTER);
         struct ks_config *cfg = bpf_map_lookup_elem(&config, &zero);
@@ -408,14 +421,18 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
                 return 0;
         }
         if (stranger) {
-                identify(cfg, bpf_get_current_task_btf(), thread);
+                struct task_struct *task = bpf_get_current_task_btf();
+
+                identify(cfg, task, thread);
+                if (slot && slot->stack == stack)
+                        bpf_probe_read_kernel(&slot->task, sizeof(slot->task), &task);
                 if (thread->ignored) {
                         count_ignored(c, thread);
                         give_back(thread);
                         return 0;
                 }
         }
-        token = token_of(cfg, ctx->args[1]);
+        token = token_of(cfg, slot, stack, ctx->args[1], direct);
         if (thread->postponed)
                 send_call(SYS_ENTER, bpf_get_current_task_btf(), thread, AGAIN);
         full = append(thread, token);
@@ -433,6 +450,19 @@ int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
         }
         give_back(thread);
         return 0;
+}
+
+/* User space loads the one of these that this kernel can run. */
+SEC("raw_tp/sys_enter")
+int on_sys_enter(struct bpf_raw_tracepoint_args *ctx)
+{
+        return sys_enter(ctx, 1);
+}
+
+SEC("raw_tp/sys_enter")
+int on_sys_enter_old(struct bpf_raw_tracepoint_args *ctx)
+{
+        return sys_enter(ctx, 0);
 }
 
 /* Sends what the thread has, as far as nobody else is doing just that. */

@@ -18,14 +18,13 @@ from ksentinel.bpf.libbpf import _SYS_BPF
 from ksentinel.event import Event, SyscallEvent
 from ksentinel.normalize.bpf import BpfNormalizer
 from ksentinel.normalize.processes import LAUNCHERS, TERMINALS, ProcessTable
-from ksentinel.shipped import shipped
 from ksentinel.sources.procfs import running
 from ksentinel.sources.ringbuf import Collector, Wanted
 from ksentinel.window import Window
 
 ARCH = platform.machine()
 SEED = 0x5EED
-OBJECT = shipped("lsm_bpf/trace.bpf.o")
+OBJECT = Path(__file__).parents[1] / "lsm_bpf" / "trace.bpf.o"
 
 
 KINDS = {

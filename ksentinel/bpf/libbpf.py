@@ -30,6 +30,7 @@ _MAX_PRINT = 17 << 20
 
 # bpf(2): commands used without libbpf's help.
 _BPF_OBJ_GET_INFO_BY_FD = 15
+_BPF_TRACE_FENTRY = 24
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_GLOBAL = 1
@@ -264,6 +265,10 @@ class Object:
         if code:
             raise library().failure(f"resizing the map {name}", code)
 
+    def leave_out(self, program: str) -> None:
+        """Don't load *program*."""
+        library().lib.bpf_program__set_autoload(self._find("program", program), False)
+
     def load(self) -> None:
         """Hand the object to the kernel; raises HostError with the verifier's last words."""
         code = library().lib.bpf_object__load(self._object)
@@ -328,6 +333,12 @@ class Object:
         if not pointer:
             raise HostError(f"has no {kind} {name}", at=self.path, remedy="make bpf")
         return pointer
+
+
+def kernel_has(function: str) -> bool:
+    """Tell whether this kernel's BTF knows a function of that name."""
+    found: int = library().lib.libbpf_find_vmlinux_btf_id(function.encode(), _BPF_TRACE_FENTRY)
+    return found > 0
 
 
 def run_iterator(link_fd: int) -> None:

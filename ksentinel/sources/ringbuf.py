@@ -20,7 +20,7 @@ from typing import Protocol, Self
 
 from ksentinel import syscalls
 from ksentinel.bpf import abi
-from ksentinel.bpf.libbpf import ANY, NOEXIST, Object, run_iterator, wait_for_programs
+from ksentinel.bpf.libbpf import ANY, NOEXIST, Object, kernel_has, run_iterator, wait_for_programs
 from ksentinel.bpf.pathhash import name_hash, program_hash
 from ksentinel.bpf.ring import Ring
 from ksentinel.errors import HostError, ModelError
@@ -149,7 +149,8 @@ _GATHER = 0.05
 _FULL = 0.25
 _CHANCES = 1 << 32
 # Those of the lifecycle in the order of attaching, and backwards when detaching: what an exec begins, an exit must send.
-_PROGRAMS = ("on_sys_enter", "on_exit", "on_fork", "on_exec")
+_LIFECYCLE = ("on_exit", "on_fork", "on_exec")
+_ENTRIES = ("on_sys_enter", "on_sys_enter_old")
 _PLACE = struct.Struct("=IHB")
 _PLACE_AT = abi.Header.sequence.offset
 
@@ -319,6 +320,9 @@ class Collector:
         with ExitStack() as stack:
             self._object = stack.enter_context(Object(self.path))
             self._object.resize("ring", self.ring_bytes)
+            # The first reads a task without a call into the kernel, where that is possible.
+            self.entry, other = _ENTRIES if kernel_has("bpf_rdonly_cast") else _ENTRIES[::-1]
+            self._object.leave_out(other)
             self._object.load()
             self._config = abi.Config(
                 abi_version=abi.VERSION,
@@ -340,10 +344,10 @@ class Collector:
             # Who runs already is told first, so that no child has a parent nobody knows; then the lifecycle is attached,
             # and a second look finds who was born or executed in between.
             told = self._introduce({})
-            for program in _PROGRAMS[1:]:
+            for program in _LIFECYCLE:
                 self._object.attach(program)
             self._introduce(told)
-            self._object.attach("on_sys_enter")
+            self._object.attach(self.entry)
             self._sweeper = self._object.iterator("sweep")
             run_iterator(self._sweeper)  # its first pass sets the clock that the second compares with
             self._stack = stack.pop_all()
@@ -410,7 +414,7 @@ class Collector:
         """Stop collecting, flush every thread, and yield all that is left."""
         self._config.stopping = 1
         self._configure()
-        self._object.detach_program("on_sys_enter")
+        self._object.detach_program(self.entry)
         wait_for_programs()
         self._duration = self.clock() - self._started
         # No thread gains a token any more. Those that end meanwhile flush themselves, so the other programs stay until
@@ -422,7 +426,7 @@ class Collector:
             now = self.counters()
             if now["seen"] == sum(now[part] for part in SEEN_PARTS):
                 break
-        for program in reversed(_PROGRAMS):
+        for program in (*reversed(_LIFECYCLE), self.entry):
             self._object.detach_program(program)
         wait_for_programs()
         while records := list(self._take()):
@@ -449,7 +453,7 @@ class Collector:
         ``records_missing`` is counted here, by the records' own numbers; after `finish` it is what the kernel says
         that it has dropped.
         """
-        missed = sum(self._object.missed(program) for program in _PROGRAMS)
+        missed = sum(self._object.missed(program) for program in (self.entry, *_LIFECYCLE))
         seconds = self._duration or self.clock() - self._started
         missing = self._sequences.missing
         if self._duration:

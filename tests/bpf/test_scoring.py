@@ -72,12 +72,12 @@ def loaded(model, **options):
         wanted=Wanted(pids=(os.getpid(),)), **options,
     ) as collector:  # fmt: skip
         # Calls by test run only: none of our own may come between.
-        collector._object.detach_program("on_sys_enter")
+        collector._object.detach_program(collector.entry)
         # What this process did before fills windows, too: until the second one is full there, and `FILLER` alone is in
         # the history.
         for _ in range(2):
             while not windows(collector):
-                collector._object.run("on_sys_enter", REGISTERS, FILLER)
+                collector._object.run(collector.entry, REGISTERS, FILLER)
         yield collector
 
 
@@ -113,7 +113,7 @@ def test_equal_to_the_bit(seed, order, count):
         before = mine.lookup(descriptor, abi.Process).score
         os.close(descriptor)
         for call in calls:
-            collector._object.run("on_sys_enter", REGISTERS, call & (1 << 64) - 1)
+            collector._object.run(collector.entry, REGISTERS, call & (1 << 64) - 1)
         found = windows(collector)
 
     reference = Reference(model.images(2, SEED))
