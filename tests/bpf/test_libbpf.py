@@ -254,7 +254,7 @@ def test_map_by_process(loaded):
             assert bytes(processes.lookup(descriptor, abi.Process)) == bytes(told)
             child.stdin.close()
             child.wait()
-            with pytest.raises(HostError, match="writing a BPF map: (ESRCH|ENOENT)"):
+            with pytest.raises(HostError, match=r"writing a BPF map: (ESRCH|ENOENT)"):
                 processes.update(descriptor, told)
         finally:
             os.close(descriptor)
