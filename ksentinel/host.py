@@ -272,8 +272,9 @@ def watching(
 
     None and None if all lists are empty: everything is watched. Raises UsageError for what can't be there.
     """
-    from ksentinel.event import ExecEvent
+    from ksentinel.event import ExecEvent, SyscallEvent
     from ksentinel.sources.ringbuf import Wanted
+    from ksentinel.window import Window
 
     if not exes and not pids and not uids and not cgroups:
         return None, None
@@ -287,7 +288,8 @@ def watching(
         if not Path("/proc", str(pid)).exists():
             raise UsageError(f"--pid {pid}: there is no such process", remedy="`ps -e` lists them")
     names = {str(Path(exe).resolve()) for exe in exes}
-    names |= {f"#!{name}" for name in names}
+    # A script is known by the path that it is executed by, be that a link.
+    names |= {f"#!{path}" for exe in exes for path in (Path(exe).resolve(), Path(exe).absolute())}
     numbers, users, groups = set(pids), {user_id(name) for name in uids}, set()
     if cgroups:
         from ksentinel.normalize.cgroups import Cgroups
@@ -296,6 +298,8 @@ def watching(
     wanted = Wanted(tuple(sorted(names)), tuple(sorted(users)), tuple(sorted(groups)), tuple(sorted(numbers)))
 
     def keep(item: Any) -> bool:
+        if isinstance(item, Window | SyscallEvent):
+            return True  # the kernel's side sends nobody else's; who runs as whom it knows first
         process = item.process
         if process.program in names or process.exe in names:
             return True

@@ -322,7 +322,23 @@ static __always_inline int wanted(__u32 kind, __u64 value)
         return bpf_map_lookup_elem(&filters, &key) != 0;
 }
 
-/* Finds out who the thread is: its row, and whether anybody wants it. */
+/* Whether the thread that runs has become somebody else's since it was identified, where that makes a difference: a daemon gives
+ * up its rights without an exec. */
+static __noinline int changed_sides(const struct ks_config *cfg, const struct thread *thread)
+{
+        if (cfg->filters & KS_FILTER_UID && thread->uid != (__u32)bpf_get_current_uid_gid())
+                return 1;
+        return cfg->filters & KS_FILTER_CGROUP && thread->cgroup != bpf_get_current_cgroup_id();
+}
+
+/* Whether the running thread must be identified (anew). */
+static __always_inline int is_stranger(const struct ks_config *cfg, const struct thread *thread)
+{
+        return thread->epoch != cfg->epoch ||
+               (cfg->filters & (KS_FILTER_UID | KS_FILTER_CGROUP) && changed_sides(cfg, thread));
+}
+
+/* Finds out who the running thread is: its row, and whether anybody wants it. */
 static __noinline int identify(const struct ks_config *cfg, struct task_struct *task, struct thread *thread)
 {
         struct ks_process *process = bpf_task_storage_get(&processes, task->group_leader, 0, 0);
@@ -332,6 +348,10 @@ static __noinline int identify(const struct ks_config *cfg, struct task_struct *
 
         thread->tid = task->pid;
         thread->epoch = cfg->epoch;
+        if (cfg->filters & (KS_FILTER_UID | KS_FILTER_CGROUP)) {
+                thread->uid = bpf_get_current_uid_gid();
+                thread->cgroup = bpf_get_current_cgroup_id();
+        }
         if ((__u32)task->tgid == cfg->own_tgid) {
                 thread->ignored = OWN;
                 thread->row = KS_ROW_NONE;
@@ -352,9 +372,9 @@ static __noinline int identify(const struct ks_config *cfg, struct task_struct *
                 excluded = 1;
                 if (cfg->filters & KS_FILTER_PROGRAM && wanted(KS_FILTER_PROGRAM, key.program))
                         excluded = 0;
-                if (cfg->filters & KS_FILTER_UID && wanted(KS_FILTER_UID, BPF_CORE_READ(task, cred, uid.val)))
+                if (cfg->filters & KS_FILTER_UID && wanted(KS_FILTER_UID, thread->uid))
                         excluded = 0;
-                if (cfg->filters & KS_FILTER_CGROUP && wanted(KS_FILTER_CGROUP, bpf_get_current_cgroup_id()))
+                if (cfg->filters & KS_FILTER_CGROUP && wanted(KS_FILTER_CGROUP, thread->cgroup))
                         excluded = 0;
                 if (cfg->filters & KS_FILTER_FAMILY && process && process->flags & KS_PROCESS_FAMILY)
                         excluded = 0;

@@ -59,6 +59,9 @@ struct thread {
         __u16 tokens[KS_WINDOW];
         __u64 call_ns;
         __u64 call_args[6];  /* of the last call whose arguments are wanted */
+        __u64 cgroup;        /* when it was identified, where somebody is wanted by such */
+        __u32 uid;           /* likewise */
+        __u32 unused;
 };
 
 struct hashing {

@@ -399,8 +399,8 @@ static __always_inline int sys_enter(struct bpf_raw_tracepoint_args *ctx, int di
         struct slot *slot = slot_of(stack);
         struct ks_capture *want;
         struct thread *thread;
+        int full, stranger;
         __u32 token;
-        int full;
 
         if (!c || !cfg)
                 return 0;
@@ -410,7 +410,8 @@ static __always_inline int sys_enter(struct bpf_raw_tracepoint_args *ctx, int di
                 c->no_storage++;
                 return 0;
         }
-        if (thread->ignored && thread->epoch == cfg->epoch) {
+        stranger = is_stranger(cfg, thread);
+        if (thread->ignored && !stranger) {
                 count_ignored(c, thread);
                 return 0;
         }
@@ -419,7 +420,7 @@ static __always_inline int sys_enter(struct bpf_raw_tracepoint_args *ctx, int di
                 thread->missed++;
                 return 0;
         }
-        if (thread->epoch != cfg->epoch) {
+        if (stranger) {
                 struct task_struct *task = bpf_get_current_task_btf();
 
                 identify(cfg, task, thread);

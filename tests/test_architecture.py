@@ -192,6 +192,9 @@ def test_mirror(path):
         "detectors/test_contract.py",  # what all detectors keep
         "detectors/test_slow_reference.py",  # the reference itself
         "rules/test_shipped.py",  # the rules themselves
+        "sources/test_gate.py",  # what the collector does with a model
+        "sources/test_seen.py",  # what it sees of a workload
+        "sources/test_wanted.py",  # whom it watches
     }
 
     assert (

@@ -1017,18 +1017,38 @@ def test_no_duration(text):
 
 
 def test_kept_executable():
-    """Of --exe: what runs it, the event of becoming something else, and nothing of what came of it."""
+    """Of --exe: the lifecycle of what runs it, the event of becoming something else, and none of what came of it."""
     wanted, keep = watching(["/opt/a"], [], [], [])
     one = Process(ProcessKey(1, 1), exe="/opt/a")
     other = Process(ProcessKey(1, 1), exe="/opt/b", was="/opt/a", before=("/opt/a",))
+    script = Process(ProcessKey(1, 1), exe="/bin/sh", script="/opt/a")
     became = ExecEvent(time_ns=1, process=other, tid=1, origin=Origin.BPF)
-    opened = SyscallEvent(time_ns=2, process=other, tid=1, origin=Origin.BPF, syscall="openat")
-    windows = [make_window([1], ("/opt/a", "/opt/a")), make_window([1], ("/opt/b", "/opt/b"))]
+    born = ForkEvent(time_ns=1, process=one, tid=1, origin=Origin.BPF)
+    events = (born, replace(born, process=script), became, replace(born, process=other))
 
-    assert [keep(item) for item in (replace(opened, process=one), became, opened, *windows)] == [
-        True, True, False, True, False,
-    ]  # fmt: skip
+    assert [keep(item) for item in events] == [True, True, True, False]
     assert set(wanted.programs) == {"/opt/a", "#!/opt/a"}
+
+
+def test_kept_is_what_the_kernel_sends():
+    """Windows and calls come only of whom the kernel's side watches, and it knows first who runs as whom."""
+    _, keep = watching([], [], ["1000"], [])
+    was_root = Process(ProcessKey(1, 1), exe="/opt/b", uid=0)
+    opened = SyscallEvent(time_ns=2, process=was_root, tid=1, origin=Origin.BPF, syscall="openat")
+
+    assert keep(opened)
+    assert keep(make_window([1], ("/opt/b", "/opt/b")))
+    assert not keep(ForkEvent(time_ns=2, process=was_root, tid=1, origin=Origin.BPF))
+
+
+def test_watched_link(tmp_path, monkeypatch):
+    """A link to a program is that program; a script is also what it is called by."""
+    (tmp_path / "a").write_text("#!/bin/sh\n")
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    for name in ("link", tmp_path / "link"):
+        wanted, _ = watching([str(name)], [], [], [])
+        assert set(wanted.programs) == {f"{tmp_path}/a", f"#!{tmp_path}/a", f"#!{tmp_path}/link"}
 
 
 @pytest.mark.parametrize(

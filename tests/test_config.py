@@ -23,6 +23,8 @@ WHOLE = """\
 collector:
   idle_seconds: 1.5
   ring_megabytes: 64
+  sample: 0.5
+  calls_a_second: 100
 incident:
   agree_seconds: 10
   quiet_seconds: 20.5
@@ -55,7 +57,7 @@ def load(tmp_path):
 def test_whole(load):
     """Every key there is."""
     assert load(WHOLE) == Config(
-        CollectorConfig(1.5, 64),
+        CollectorConfig(1.5, 64, 0.5, 100),
         IncidentConfig(10.0, 20.5, 30.0),
         RulesConfig(("/etc/rules", "more.yml")),
         PrivacyConfig(redact=False),
@@ -73,6 +75,14 @@ def test_defaults(load, text):
 def test_part(load):
     """What isn't named keeps its default."""
     assert load("incident: {agree_seconds: 5}").incident == IncidentConfig(agree_seconds=5.0)
+
+
+@pytest.mark.parametrize(("sample", "calls"), [(0, 0), (1, (1 << 32) - 1)])
+def test_extremes(load, sample, calls):
+    """Everything or nothing of what is usual; no limit, or none that is ever met."""
+    collector = load(f"collector: {{sample: {sample}, calls_a_second: {calls}}}").collector
+
+    assert (collector.sample, collector.calls_a_second) == (sample, calls)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +119,19 @@ def test_part(load):
         ("collector: {ring_megabytes: -4}", "no power of two"),
         ("collector: {ring_megabytes: 1073741824}", "no power of two up to 1024"),
         ("collector: {ring_megabytes: 16.5}", "Expected `int`, got `float`"),
+        (
+            "collector:\n  sample: 1.01",
+            r"k\.yml:2:3: \[collector\] sample is 1\.01 \(say a share from 0 to 1",
+        ),
+        ("collector: {sample: -0.1}", r"sample is -0\.1"),
+        ("collector: {sample: .nan}", "sample is nan"),
+        ("collector: {sample: all}", "sample: Expected `float`, got `str`"),
+        (
+            "collector: {calls_a_second: -1}",
+            r"k\.yml:1:13: \[collector\] calls_a_second is -1 \(say 0 for no limit, or 5000",
+        ),
+        ("collector: {calls_a_second: 4294967296}", "calls_a_second is 4294967296"),
+        ("collector: {calls_a_second: 0.5}", "calls_a_second: Expected `int`, got `float`"),
         ("rules: {paths: /etc/rules}", "paths: Expected `array`, got `str`"),
         ("rules: {paths: [5]}", "paths: Expected `str`, got `int`"),
         ("privacy: {redact: 'no'}", "redact: Expected `bool`, got `str`"),

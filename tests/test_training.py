@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """From windows to a model and a promise."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from small_host import ATTACK, CRON_SHELL, NGINX, SECOND, make_window, make_windows
 
+from ksentinel.detectors.kerneltable import follow
 from ksentinel.errors import ModelError
 from ksentinel.event import Origin
 from ksentinel.level import Level
@@ -15,9 +17,14 @@ from ksentinel.training import CALIBRATE, FIT, GAP, TEST, poisson_interval, spli
 WINDOWS = make_windows(250, processes=50)
 
 
+def secret():
+    """Return what gives secret bytes, the same ones each time."""
+    return random.Random(0).randbytes
+
+
 @pytest.fixture(scope="module")
 def trained():
-    return train(WINDOWS)
+    return train(WINDOWS, secret=secret())
 
 
 def test_no_process_on_two_sides():
@@ -99,11 +106,12 @@ def test_exec_keeps_together():
 
 
 def test_deterministic(trained):
-    """Same windows, same model, same facts."""
-    again = train(WINDOWS)
+    """Same windows and same secret: same model, same facts."""
+    again = train(WINDOWS, secret=secret())
 
     assert trained.facts == again.facts
     assert trained.model.assess(WINDOWS[:50]) == again.model.assess(WINDOWS[:50])
+    assert trained.model.kernel.images(1, 2) == again.model.kernel.images(1, 2)
 
 
 def test_model(trained):
@@ -114,6 +122,48 @@ def test_model(trained):
     assert attack.level is Level.MEDIUM
     assert (low.level, medium.level) == ("low", "medium")
     assert medium.windows <= low.windows <= 5
+
+
+def test_kernel(trained):
+    """The part in the kernel knows the same profiles; its facts are what it makes of the test part."""
+    part, _ = split(WINDOWS, seed=0)
+    test = [w for w, p in zip(WINDOWS, part, strict=True) if p == TEST]
+    table, gate = trained.model.kernel, trained.facts.gate
+    flagged = [bool(one.over(table.rows[one.row])) for one in follow(table, test)]
+    unusual = [a.level is not Level.NONE for a in trained.model.assess(test)]
+
+    assert {name for name in trained.model.profiles.roots if name[0]} == set(table.names)
+    assert (gate.profiles, gate.evicted) == (len(table.rows) - 2, 0)
+    assert (gate.flagged, gate.alarms) == (sum(flagged), sum(unusual))
+    assert gate.missed == sum(u and not f for u, f in zip(unusual, flagged, strict=True))
+    assert gate.flagged <= 0.1 * len(test)
+    assert f"the gate lets {gate.flagged} of {len(test)} normal test windows through" in "\n".join(
+        trained.report
+    )
+
+
+def test_gate_share():
+    """A wider gate lets more of what is normal through."""
+    few, many = (
+        train(WINDOWS, secret=secret(), gate_share=share).facts.gate.flagged for share in (0.01, 0.4)
+    )
+
+    assert few < many
+
+
+def test_secrets_differ():
+    """Unless told otherwise, nobody else's table has the same seeds."""
+    one, two = (train(WINDOWS[::5]).model.kernel for _ in range(2))
+
+    assert not {row.seed0 for row in one.rows} & {row.seed0 for row in two.rows}
+
+
+def test_no_kernel():
+    """What audit saw is not what the kernel scores: such a model has no part there."""
+    trained = train([replace(w, origin=Origin.AUDIT) for w in WINDOWS[::5]])
+
+    assert (trained.model.kernel, trained.facts.gate) == (None, None)
+    assert not any("the gate" in line for line in trained.report)
 
 
 def test_facts(trained):

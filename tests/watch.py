@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 
 from ksentinel import report, syscalls
@@ -18,16 +19,22 @@ from ksentinel.bpf.libbpf import _SYS_BPF
 from ksentinel.event import Event, SyscallEvent
 from ksentinel.normalize.bpf import BpfNormalizer
 from ksentinel.normalize.processes import LAUNCHERS, TERMINALS, ProcessTable
-from ksentinel.shipped import shipped
 from ksentinel.sources.procfs import running
 from ksentinel.sources.ringbuf import Collector, Wanted
 from ksentinel.window import Window
 
 ARCH = platform.machine()
 SEED = 0x5EED
-OBJECT = shipped("lsm_bpf/trace.bpf.o")
+OBJECT = Path(__file__).parents[1] / "lsm_bpf" / "trace.bpf.o"
 
 
+KINDS = {
+    abi.Kind.WINDOW: abi.Window,
+    abi.Kind.FORK: abi.Fork,
+    abi.Kind.EXEC: abi.Exec,
+    abi.Kind.EXIT: abi.Exit,
+    abi.Kind.CALL: abi.Call,
+}
 FAMILY = Wanted(pids=(os.getpid(),))
 """This process and what it starts: a flood by anybody else on this machine is no business of a test."""
 EVERYBODY = Wanted()
@@ -56,6 +63,8 @@ class Watch:
             processes=self._introduce if known else tuple, **options,
         )  # fmt: skip
         self.items: list[Event | Window] = []
+        self.records: list[bytes] = []  # of the items, as they came
+        self.taken: Counter[str] = Counter()
         self.account = {}
 
     def __enter__(self):
@@ -73,19 +82,45 @@ class Watch:
             self.collector.__exit__(kind, error, trace)
 
     def poll(self, seconds=0.05):
-        """Take what has arrived."""
-        self._take(self.collector.poll(seconds))
+        """Take what has arrived; returns how much that was."""
+        return self._take(self.collector.poll(seconds))
+
+    def drain(self):
+        """Take all that is there: whoever has been waited for has told everything."""
+        while self.poll(0):
+            pass
+
+    def forget(self):
+        """Begin anew: what has come so far is another test's."""
+        self.drain()
+        self.items, self.records = [], []
+        self._before = self.collector.counters()
+
+    def counted(self, name):
+        """Return what the kernel's side has counted since then."""
+        return self.collector.counters()[name] - self._before[name]
+
+    def family(self, kind):
+        """Return the items of a kind that this process' children and theirs have made."""
+        ours = os.getpid()
+        return [i for i in self.of(kind) if any(a.key.pid == ours for a in i.process.ancestors())]
 
     def run(self, *command, **options):
         """Run a command to its end; returns its pid and output."""
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as child:
             while child.poll() is None:
                 self.poll()
+            self.drain()
             return child.pid, child.stdout.read()
 
     def python(self, code, *arguments, **options):
         """Run a Python program to its end; returns its pid and output."""
         return self.run(sys.executable, "-ISWignore", "-c", textwrap.dedent(code), *arguments, **options)
+
+    def raw(self, kind, pid):
+        """Return a process' records of a kind as they came."""
+        found = [kind.from_buffer_copy(r) for r in self.records if len(r) >= ctypes.sizeof(kind)]
+        return [r for r in found if (KINDS[r.header.kind], r.header.tgid) == (kind, pid)]
 
     def of(self, kind, pid=None):
         """Return the items of a kind, of one process or of all."""
@@ -107,7 +142,16 @@ class Watch:
         return self.normalizer.introductions(SEED, self.families)
 
     def _take(self, records):
-        self.items += [item for record in records if (item := self.normalizer.item(record)) is not None]
+        for record in records:
+            item = self.normalizer.item(record)
+            if item is not None:
+                self.items.append(item)
+                self.records.append(bytes(record))
+                self.taken["records"] += 1
+                if isinstance(item, Window):
+                    self.taken["windows"] += 1
+                    self.taken["tokens"] += len(item.tokens)
+        return len(records)
 
     def _adds_up(self):
         a, found = self.account, sums(self.account)
@@ -116,9 +160,9 @@ class Watch:
             "forks, execs, exits", "records delivered", "records missing",
         ]  # fmt: skip
         assert [one for one in found if one[1] != one[2]] == []
-        assert a["records_delivered"] == len(self.items)
-        assert a["windows_sent"] == len(self.of(Window))
-        assert a["tokens_sent"] == sum(len(window.tokens) for window in self.of(Window))
+        assert a["records_delivered"] == self.taken["records"]
+        assert a["windows_sent"] == self.taken["windows"]
+        assert a["tokens_sent"] == self.taken["tokens"]
         assert self.normalizer.malformed == 0
 
 

@@ -17,6 +17,7 @@ from ksentinel.detectors import artifact
 from ksentinel.detectors.artifact import load, load_kernel, read_manifest, save
 from ksentinel.detectors.facts import Recording
 from ksentinel.errors import ModelError
+from ksentinel.event import Origin
 from ksentinel.training import train
 
 WINDOWS = make_windows(100)
@@ -229,6 +230,40 @@ def test_facts_are_data(trained, tmp_path):
 
     assert facts == read_manifest(tmp_path / "m", uid=ME).facts
     assert "monday.db" in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_card_tells_of_the_gate(trained, saved):
+    """What the part in the kernel does stands in the card; without one, nothing is said of it."""
+    gate = trained.facts.gate
+    said = f"{gate.profiles} profiles of their own, {gate.evicted} share the host-wide one"
+
+    assert said in (saved / "README.md").read_text()
+    assert read_manifest(saved, uid=ME).facts.gate == gate
+
+
+def test_model_without_a_kernel(tmp_path):
+    """A model of another collector's windows is saved without that part; an older one's isn't left there."""
+    trained = train([replace(w, origin=Origin.AUDIT) for w in WINDOWS])
+    save(trained.model, tmp_path / "m", trained.facts)
+
+    assert sorted(file.name for file in (tmp_path / "m").iterdir()) == [
+        "README.md",
+        "manifest.json",
+        "model.npz",
+    ]
+    assert "In the kernel" not in (tmp_path / "m" / "README.md").read_text()
+    assert load(tmp_path / "m", arch="x86_64", uid=ME).origin is Origin.AUDIT
+    with pytest.raises(
+        ModelError, match=r"has no part for the kernel: .*train one on what `ksentinel record`"
+    ):
+        load_kernel(tmp_path / "m", arch="x86_64", uid=ME)
+
+
+def test_secret_part_is_not_needed(saved):
+    """Who may not read the kernel's part can still use the model on recordings."""
+    (saved / "kernel.npz").unlink()
+
+    assert load(saved, arch="x86_64", uid=ME).assess([ATTACK])
 
 
 def test_kernel(trained, saved):
