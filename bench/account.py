@@ -33,18 +33,6 @@ class Sum:
         """Whether both sides are equal."""
         return self.whole == sum(self.parts)
 
-    @property
-    def dropped(self) -> int | None:
-        """What of it was dropped; None if the equation doesn't speak of that."""
-        found = [n for name, n in zip(self.equation.parts, self.parts, strict=True) if "dropped" in name]
-        return sum(found) if found else None
-
-    @property
-    def dropped_share(self) -> float | None:
-        """The share that was dropped."""
-        dropped = self.dropped
-        return None if dropped is None else dropped / self.whole if self.whole else 0.0
-
 
 def equations(text: str) -> list[Equation]:
     r"""
@@ -86,6 +74,22 @@ def value(account: Mapping[str, float], name: str) -> int:
     if not kinds:
         raise LookupError(f"the account has no {name!r}: does docs/collector.md speak of this version?")
     return sum(kinds)
+
+
+def dropped(account: Mapping[str, float]) -> dict[str, float]:
+    """
+    Return which share was dropped of all that was sent or dropped, for whatever the account counts both of.
+
+    Examples
+    --------
+    >>> dropped({"windows_sent": 3, "windows_dropped": 1, "calls_sent": 0, "calls_dropped": 0, "seen": 9})
+    {'windows': 0.25, 'calls': 0.0}
+    """
+    kinds = [name.removesuffix("_sent") for name in account if name.endswith("_sent")]
+    both = {kind: (account[f"{kind}_sent"], account.get(f"{kind}_dropped")) for kind in kinds}
+    return {
+        kind: lost / (sent + lost) if lost else 0.0 for kind, (sent, lost) in both.items() if lost is not None
+    }
 
 
 def sums(account: Mapping[str, float], of: Sequence[Equation]) -> list[Sum]:

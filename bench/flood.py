@@ -51,11 +51,11 @@ def measure(
                 "whole": one.whole,
                 "parts": list(one.parts),
                 "exact": one.exact,
-                "dropped_share": one.dropped_share,
             }
             for one in sums
         ],
         "exact": all(one.exact for one in sums),
+        "dropped_share": account.dropped(counted),
         "account": counted,
     }
 
@@ -71,12 +71,12 @@ def table(result: dict[str, Any]) -> str:
     ]
     for one in result["equations"]:
         numbers = f"{one['whole']:,} = {' + '.join(f'{part:,}' for part in one['parts'])}"
-        dropped = "" if one["dropped_share"] is None else f"   {one['dropped_share']:.2%} dropped"
         lines += [
             f"{one['equation']}",
-            f"    {numbers}   {'exact' if one['exact'] else 'NOT EXACT'}{dropped}",
+            f"    {numbers}   {'exact' if one['exact'] else 'NOT EXACT'}",
         ]
-    return "\n".join(lines)
+    shares = ", ".join(f"{kind} {share:.3%}" for kind, share in result["dropped_share"].items())
+    return "\n".join([*lines, "", f"dropped: {shares}"])
 
 
 def main() -> None:

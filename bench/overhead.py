@@ -449,8 +449,8 @@ def main() -> None:
         end_in_good_order()
         try:
             result = everything(arguments.settings)
-        except KeyboardInterrupt:
-            sys.exit("overhead: interrupted; everything was stopped and given back")
+        except KeyboardInterrupt as why:
+            sys.exit(f"overhead: interrupted by {why or 'Ctrl-C'}; everything was stopped and given back")
         except BenchError as error:
             sys.exit(f"overhead: {error}")
     if arguments.docs is not None:

@@ -182,11 +182,7 @@ def _losses(result: Result) -> Iterable[str]:
 
 def _floods(result: Result) -> Iterable[str]:
     for side, found in (result["flood"] or {}).items():
-        shares = [
-            f"{one['equation'].partition(' =')[0]} {one['dropped_share']:.3%}"
-            for one in found["equations"]
-            if one["dropped_share"] is not None
-        ]
+        shares = [f"{kind} {share:.3%}" for kind, share in found["dropped_share"].items()]
         yield (
             f"Under {number(found['made_per_second'])} calls a second for {found['seconds']:g} s the accounting of "
             f"`ksentinel {side}` is **{'exact' if found['exact'] else 'not exact'}**; dropped: {', '.join(shares)}."
@@ -436,7 +432,6 @@ def _flood_section(result: Result) -> str:
                 one["equation"],
                 f"{one['whole']:,} = {' + '.join(f'{part:,}' for part in one['parts'])}",
                 "exact" if one["exact"] else "**not exact**",
-                "" if one["dropped_share"] is None else f"{one['dropped_share']:.3%}",
             )
             for one in found["equations"]
         ]
@@ -445,7 +440,7 @@ def _flood_section(result: Result) -> str:
                 f"`ksentinel {side}`: {found['made']:,} calls made in {found['seconds']:g} s by {found['threads']} threads, "
                 f"{found['seen']:,} seen on the host; the kernel skipped {number(found['missed_runs'] or 0)} runs."
             ),
-            table(("sum", "numbers", "", "dropped"), rows),
+            table(("sum", "numbers", ""), rows),
         ]
     return "\n\n".join(["## Under a flood", *parts]) if parts else ""
 

@@ -245,11 +245,10 @@ def told_of(counted: dict[str, float]) -> Told:
         sums = account.told(counted)
     except LookupError as error:
         raise BenchError(str(error)) from None
-    dropped = {s.equation.whole: s.dropped_share for s in sums if s.dropped_share is not None}
     return Told(
         seen=int(counted["seen"]),
         more={
-            "dropped_share": dropped,
+            "dropped_share": account.dropped(counted),
             "missed_runs": counted.get("missed_runs"),
             "exact": all(s.exact for s in sums),
             "account": counted,

@@ -2,7 +2,7 @@
 """The account is held against the equations that the documentation states."""
 
 import pytest
-from account import DOCUMENT, Equation, equations, sums, told, value
+from account import DOCUMENT, Equation, dropped, equations, sums, told, value
 
 from ksentinel.bpf import abi
 from ksentinel.sources.ringbuf import numbers
@@ -21,11 +21,10 @@ ACCOUNT = {
 
 
 def test_exact():
-    """Equal sums are, and the share that was dropped is of the whole."""
+    """Equal sums are, also where only the kinds of the whole are counted."""
     seen, closed = sums(ACCOUNT, [SEEN, CLOSED])
 
-    assert (seen.exact, seen.dropped, seen.dropped_share) == (True, None, None)
-    assert (closed.whole, closed.exact, closed.dropped, closed.dropped_share) == (5, True, 1, 0.2)
+    assert (seen.exact, closed.whole, closed.exact) == (True, 5, True)
 
 
 @pytest.mark.parametrize("changed", [{"seen": 11}, {"recorded": 8}])
@@ -36,11 +35,18 @@ def test_not_exact(changed):
     assert not seen.exact
 
 
-def test_nothing_closed():
-    """Of nothing, nothing was dropped."""
-    (closed,) = sums({"closed": 0, "windows_sent": 0, "windows_dropped": 0}, [CLOSED])
-
-    assert (closed.exact, closed.dropped_share) == (True, 0)
+@pytest.mark.parametrize(
+    ("counted", "share"),
+    [
+        (ACCOUNT, {"windows": 0.2}),
+        ({"windows_sent": 0, "windows_dropped": 7}, {"windows": 1}),
+        ({"windows_sent": 7, "windows_shed": 1, "calls_dropped": 1}, {}),
+    ],
+    ids=["some", "all", "unpaired"],
+)
+def test_dropped(counted, share):
+    """Of what was sent or dropped; what is counted one way only has no share."""
+    assert dropped(counted) == share
 
 
 def test_unknown_name():

@@ -43,8 +43,8 @@ def made_up(**changes):
     ]
     sides[0]["scope"] = "-"
     sides[2]["told"] = [
-        {"round": 0, "seen": 10, "lost": None, "dropped_share": {"closed": 0.9}, "exact": True},
-        {"round": 1, "seen": 10, "lost": None, "dropped_share": {"closed": 0.25}, "exact": True},
+        {"round": 0, "seen": 10, "lost": None, "dropped_share": {"windows": 0.9}, "exact": True},
+        {"round": 1, "seen": 10, "lost": None, "dropped_share": {"windows": 0.25}, "exact": True},
     ]
     sides.append(
         {
@@ -88,16 +88,16 @@ FLOOD = {
         "seen": 5_000_100,
         "missed_runs": 0,
         "equations": [
-            {"equation": "seen = a + b", "whole": 3, "parts": [1, 2], "exact": True, "dropped_share": None},
+            {"equation": "seen = a + b", "whole": 3, "parts": [1, 2], "exact": True},
             {
                 "equation": "closed = c + d",
                 "whole": 8,
                 "parts": [4, 2],
                 "exact": False,
-                "dropped_share": 0.25,
             },
         ],
         "exact": False,
+        "dropped_share": {"windows": 0.25},
     }
 }
 
@@ -139,7 +139,7 @@ def test_a_call():
         "take, times what they take with nobody watching: redis 3.00.",
         "Absent: auditd: it is in use",
         "`ksentinel monitor` **can't keep up** where",
-        "Dropped under `ksentinel monitor` in its worst round: closed 25.000%",
+        "Dropped under `ksentinel monitor` in its worst round: windows 25.000%",
     ],
 )
 def test_weak_figures(sentence):
@@ -244,9 +244,9 @@ def test_flood():
     """A sum that isn't exact is said not to be."""
     page = markdown(made_up(flood=FLOOD))
 
-    assert "**not exact**; dropped: closed 25.000%." in page
-    assert "| closed = c + d | 8 = 4 + 2 | **not exact** | 25.000% |" in page
-    assert "| seen = a + b | 3 = 1 + 2 | exact |  |" in page
+    assert "**not exact**; dropped: windows 25.000%." in page
+    assert "| closed = c + d | 8 = 4 + 2 | **not exact** |" in page
+    assert "| seen = a + b | 3 = 1 + 2 | exact |" in page
 
 
 def test_observer():
