@@ -212,18 +212,21 @@ static __noinline __u32 class_of_address(struct scratch *s, __u32 at)
 {
         const __u8 *address = &s->data[at & (KS_DATA - 1)];
         __u16 family = *(__u16 *)address;
-        __u32 zeros = 0;
+        __u32 first = 0, then = 0;
 
         if (family == AF_INET)
                 return class_of_ipv4(address + 4);
         if (family != AF_INET6)
                 return KS_CLASS_NONE;
         address += 8;
+        /* Gathered, not asked one by one: the verifier would follow each answer. */
         for (__u32 i = 0; i < 10; i++)
-                zeros += !address[i];
-        if (zeros == 10 && address[10] == 0xff && address[11] == 0xff)
+                first |= address[i];
+        for (__u32 i = 10; i < 15; i++)
+                then |= address[i];
+        if (!first && address[10] == 0xff && address[11] == 0xff)
                 return class_of_ipv4(address + 12);
-        if (zeros == 10 && !address[10] && !address[11] && !address[12] && !address[13] && !address[14] && address[15] < 2)
+        if (!first && !then && address[15] < 2)
                 return KS_CLASS_LOOPBACK;
         if ((address[0] & 0xfe) == 0xfc || (address[0] == 0xfe && (address[1] & 0xc0) == 0x80))
                 return KS_CLASS_PRIVATE;

@@ -231,6 +231,8 @@ class Live:
         with subprocess.Popen(command) as child:
             while child.poll() is None:
                 self._take(self.collector.poll(0.05))
+        while records := self.collector.poll(0):  # what has been waited for has told everything
+            self._take(records)
         assert child.returncode == 0
         return child.pid
 
