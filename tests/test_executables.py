@@ -319,7 +319,7 @@ def test_another_root(tmp_path, looks):
     (inside / "opt").symlink_to("/bin")
     (inside / "out").symlink_to("../../..")
     (inside / "ours").symlink_to(tmp_path)
-    ready = "import os,sys; os.chroot(sys.argv[1]); os.chdir('/'); print(); sys.stdin.read()"
+    ready = "import os,sys; os.chroot(sys.argv[1]); os.chdir('/'); print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", ready, inside], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
