@@ -27,6 +27,12 @@ LIVE = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch):
+    """A terminal that calls itself dumb is 80 columns wide to rich, whatever is asked for."""
+    monkeypatch.setenv("TERM", "xterm")
+
+
 @pytest.fixture
 def shown(monkeypatch):
     """Return a function that runs something of the report on a terminal without colours, and returns the lines."""
