@@ -497,6 +497,7 @@ static __always_inline int inherit_process(struct ks_process *parent, struct ks_
         child->score = carried(parent->score, share);
         child->calls = 0;
         child->second_tick = 0;
+        child->gone = 0;
         child->flags = parent->flags & ~(KS_PROCESS_SERVED | KS_PROCESS_BY_TERMINAL);
         child->service = 0;
         if (!first && !(parent->flags & KS_PROCESS_LAUNCHER)) {
