@@ -31,8 +31,10 @@ from small_host import ATTACK, NGINX, SECOND, make_window, make_windows
 from watch import bpf_ids, exists, sums
 
 import ksentinel
-from ksentinel import cli, pipeline, support, training
-from ksentinel.cli import main, parse_duration
+from ksentinel import pipeline, support, training
+from ksentinel.cli import main
+from ksentinel.commands import monitor
+from ksentinel.commands.options import parse_duration
 from ksentinel.config import Config
 from ksentinel.control import Control
 from ksentinel.detectors import artifact
@@ -1115,10 +1117,10 @@ def test_socket_of_a_monitor(monkeypatch):
     configured = Config.from_dict({"control": {"socket": "/run/k.sock"}})
 
     assert [
-        cli._socket(Config(), None, off=False),
-        cli._socket(configured, None, off=False),
-        cli._socket(configured, Path("/run/n.sock"), off=False),
-        cli._socket(configured, None, off=True),
+        monitor._socket(Config(), None, off=False),
+        monitor._socket(configured, None, off=False),
+        monitor._socket(configured, Path("/run/n.sock"), off=False),
+        monitor._socket(configured, None, off=True),
     ] == [Path("/run/ksentinel/control.sock"), Path("/run/k.sock"), Path("/run/n.sock"), None]
 
 

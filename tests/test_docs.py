@@ -16,7 +16,19 @@ from ksentinel.config import Config
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "models" / "README.md"]
 MAIN = typer.main.get_command(app)
-COMMANDS = sorted(MAIN.commands)
+
+
+def leaves(group, *names):
+    """Yield (name, command) of every command below a group: ``rules list``."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from leaves(command, *names, name)
+        else:
+            yield " ".join([*names, name]), command
+
+
+LEAVES = dict(leaves(MAIN))
+COMMANDS = sorted(LEAVES)
 SECTIONS = sorted(f.name for f in fields(Config))
 
 
@@ -56,7 +68,7 @@ def test_every_option(name):
     """Each option of a command stands in its table, no other does, and where the default is a value it is that."""
     told = table(sections("cli.md")[f"ksentinel {name}" if name else ""])
     told.pop("--help", None)
-    there = options(MAIN.commands[name] if name else MAIN)
+    there = options(LEAVES[name] if name else MAIN)
 
     assert sorted(told) == sorted(there)
     assert {option: told[option] for option, default in there.items() if default is not None} == {
@@ -105,10 +117,13 @@ def commands():
 @pytest.mark.parametrize("line", list(commands()))
 def test_commands_parse(line):
     """A command line of the documentation is understood."""
-    name, *arguments = shlex.split(line, comments=True)
-
-    with MAIN.make_context("ksentinel", [name, *arguments], resilient_parsing=True) as context:
-        MAIN.commands[name].make_context(name, arguments, parent=context).close()
+    arguments = shlex.split(line, comments=True)
+    command = MAIN
+    with MAIN.make_context("ksentinel", arguments, resilient_parsing=True) as context:
+        while hasattr(command, "commands"):
+            name, *arguments = arguments
+            command = command.commands[name]
+        command.make_context(name, arguments, parent=context).close()
 
 
 def test_commands_are_found():

@@ -10,6 +10,29 @@ from dataclasses import dataclass
 from ksentinel.event import Event
 from ksentinel.level import Level
 
+ACTIONS = ("deny", "kill", "quarantine")
+"""What a rule may ask for: refuse the operation, end the process, cut its lineage off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """
+    What a rule asks to be done, under its key ``ksentinel``: the policy has the last word, and no model alone the first.
+
+    Attributes
+    ----------
+    action
+        One of `ACTIONS`.
+    inline
+        Whether the kernel is to do it at once, as far as it can decide the rule.
+    anomalous
+        Only for a lineage whose score is over its calibrated threshold (``when: anomalous``): two keys.
+    """
+
+    action: str
+    inline: bool = False
+    anomalous: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -22,6 +45,14 @@ class Rule:
     description: str = ""
     false_positives: tuple[str, ...] = ()
     file: str = ""
+    name: str = ""
+    """What correlations may call it by, besides its id."""
+    status: str = ""
+    """How mature it is: stable, test, experimental, deprecated, unsupported; empty if it doesn't say."""
+    source: str = ""
+    """Log source, as in `fields.sources`; ``correlation`` for a rule about other rules."""
+    references: tuple[str, ...] = ()
+    response: Response | None = None
 
     @property
     def techniques(self) -> tuple[str, ...]:
@@ -58,8 +89,16 @@ class Clause:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A rule that fired on an event, with the clauses that made it."""
+    """
+    A rule that fired on an event, with the clauses that made it.
+
+    Attributes
+    ----------
+    parts
+        Of a correlation, the matches that it is made of, the oldest first; *event* is the last one's.
+    """
 
     rule: Rule
     event: Event
     clauses: tuple[Clause, ...]
+    parts: tuple["Match", ...] = ()

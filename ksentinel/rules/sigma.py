@@ -15,7 +15,7 @@ from uuid import UUID
 from ksentinel.errors import Location, RuleError
 from ksentinel.event import Event
 from ksentinel.level import Level
-from ksentinel.rules import Match, Rule
+from ksentinel.rules import ACTIONS, Match, Response, Rule
 from ksentinel.rules.condition import And, Expression, Or, compile_tree, leaves, needed, parse, trace
 from ksentinel.rules.document import List, Map, Node, Scalar, suggest
 from ksentinel.rules.document import parse as parse_document
@@ -27,12 +27,13 @@ MAX_PATTERNS = 20_000
 
 _KEYS = (
     "title id name related taxonomy status description license author references date modified logsource detection "
-    "fields falsepositives level tags scope regression_tests_path simulation correlation action"
+    "fields falsepositives level tags scope regression_tests_path simulation correlation action ksentinel"
 ).split()
 _REQUIRED = ("title", "id", "logsource", "detection", "level")
 _TEXTS = ("title", "id", "name", "status", "description", "license", "author", "date", "modified", "level")
 _LISTS = ("references", "fields", "falsepositives", "tags", "scope")
 _STATUSES = ("stable", "test", "experimental", "deprecated", "unsupported")
+_RESPONSE = {"action": ACTIONS, "inline": ("true", "false"), "when": ("always", "anomalous")}
 _LOGSOURCE = ("product", "category", "service", "definition")
 
 
@@ -99,6 +100,7 @@ def compile_rule(text: str, file: str | Path, table: dict[str, Source]) -> Compi
             suggest(status, _STATUSES),
         )
     lists = {name: _strings(root, name) for name in _LISTS}
+    source = _source(_map(root, "logsource"), table)
     rule = Rule(
         id=identity,
         title=_text(root, "title"),
@@ -107,8 +109,12 @@ def compile_rule(text: str, file: str | Path, table: dict[str, Source]) -> Compi
         description=_text(root, "description").strip(),
         false_positives=lists["falsepositives"],
         file=str(file),
+        name=_text(root, "name"),
+        status=status,
+        source=source.name,
+        references=lists["references"],
+        response=_response(root),
     )
-    source = _source(_map(root, "logsource"), table)
     tree = _tree(_map(root, "detection"), source)
     keys = needed(tree, source.index) if source.index else None
     return Compiled(rule, source, tree, compile_tree(tree), keys, id_at)
@@ -164,6 +170,28 @@ def _map(root: Map, name: str) -> Map:
     if not isinstance(value, Map):
         raise RuleError(f"{name} must be a mapping", _place(root, name))
     return value
+
+
+def _response(root: Map) -> Response | None:
+    """Return what the key ``ksentinel`` asks for; None if there is no such key."""
+    node = root.get("ksentinel")
+    if node is None:
+        return None
+    if not isinstance(node, Map):
+        raise RuleError("ksentinel must be a mapping: action, inline, when", node.at)
+    told: dict[str, str] = {}
+    for key, value in node.items:
+        allowed = _RESPONSE.get(str(key.text))
+        if allowed is None:
+            remedy = suggest(str(key.text), _RESPONSE) or f"there are: {', '.join(_RESPONSE)}"
+            raise RuleError(f"ksentinel has no {key.text!r}", key.at, remedy)
+        text = value.text if isinstance(value, Scalar) else None
+        if text not in allowed:
+            raise RuleError(f"{key.text} must be one of {', '.join(allowed)}", value.at)
+        told[str(key.text)] = text
+    if "action" not in told:
+        raise RuleError("ksentinel has no action", node.at, f"there are: {', '.join(ACTIONS)}")
+    return Response(told["action"], told.get("inline") == "true", told.get("when") == "anomalous")
 
 
 def _level(root: Map) -> Level:

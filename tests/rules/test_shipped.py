@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules that ship: each fires on what it is for, and keeps quiet beside it. A case is a line in events/STEM.jsonl."""
+"""The rules that ship: each fires on what it is for, and keeps quiet beside it. A case is a line in the NAME.events.jsonl beside NAME.yml."""
 
 import json
 from collections import Counter
@@ -12,19 +12,18 @@ from ksentinel.event import AuditEvent, Origin
 from ksentinel.rules.ruleset import RuleSet
 
 RULES = Path(__file__).parents[2] / "rules"
-EVENTS = Path(__file__).parent / "events"
 FILES = sorted(RULES.glob("*/*.yml"))
 SET = RuleSet.load([RULES], trusted_uids=None)
 
 
-def cases(stem):
+def cases(file):
     """Return (match, why, event) for each line of a rule's file of events."""
-    lines = (EVENTS / f"{stem}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = file.with_suffix(".events.jsonl").read_text(encoding="utf-8").splitlines()
     plains = [json.loads(line) for line in lines]
     return [(plain.pop("match"), plain.pop("why"), event_from_plain(plain)) for plain in plains]
 
 
-CASES = [(file, *case) for file in FILES for case in cases(file.stem)]
+CASES = [(file, *case) for file in FILES for case in cases(file)]
 
 
 @pytest.mark.parametrize(
@@ -42,8 +41,8 @@ def test_event(file, fires, event):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_enough_events(file):
     """Two events must match and two must not; both collectors are there where both can see it."""
-    counts = Counter(fires for fires, _, _ in cases(file.stem))
-    origins = {event.origin for _, _, event in cases(file.stem) if not isinstance(event, AuditEvent)}
+    counts = Counter(fires for fires, _, _ in cases(file))
+    origins = {event.origin for _, _, event in cases(file) if not isinstance(event, AuditEvent)}
     from_audit = "service: auditd" in file.read_text(encoding="utf-8")
 
     assert counts[True] >= 2
@@ -53,7 +52,10 @@ def test_enough_events(file):
 
 def test_no_orphans():
     """Every file of events has its rule, and stems are unique."""
-    assert sorted(file.stem for file in FILES) == sorted(file.stem for file in EVENTS.glob("*.jsonl"))
+    events = sorted(RULES.glob("*/*.jsonl"))
+
+    assert [file.with_suffix(".events.jsonl") for file in FILES] == events
+    assert len(FILES) == len({file.stem for file in FILES})
 
 
 @pytest.mark.parametrize("rule", SET.rules, ids=lambda rule: Path(rule.file).stem)

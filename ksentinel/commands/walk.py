@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `replay` and `monitor` share: the pipeline, where its alerts go, and the account at the end."""
+
+import pwd
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from ksentinel import host
+from ksentinel.commands.options import ARCHES
+from ksentinel.commands.output import print_json, tell
+from ksentinel.config import Config
+from ksentinel.errors import InputError, UsageError
+
+
+def load_rules(paths: list[Path] | None) -> Any:
+    """Return the rules in *paths*, by default those that ship; raises RuleError for the first thing wrong."""
+    from ksentinel.rules.ruleset import RuleSet
+    from ksentinel.shipped import shipped
+
+    users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
+    return RuleSet.load(paths or [shipped("rules")], trusted_uids={0, host.user()}, users=users)
+
+
+def build_pipeline(settings: Config, rules: list[Path] | None, folder: Path | None, *, arch: str) -> Any:
+    """Return the walk, with its rules, its model and its explanations; raises what is wrong with any of them."""
+    from ksentinel.explain.explanation import Explainer
+    from ksentinel.incident import SECOND, Incidents
+    from ksentinel.pipeline import Pipeline
+
+    ruleset = load_rules(rules or [Path(path) for path in settings.rules.paths])
+    model = None
+    if folder is not None:
+        from ksentinel.detectors import artifact
+
+        model = artifact.load(folder, arch=arch, uid=host.user())
+    times = settings.incident
+    incidents = Incidents(
+        within_ns=int(times.agree_seconds * SECOND),
+        quiet_ns=int(times.quiet_seconds * SECOND),
+        fold_ns=int(times.fold_seconds * SECOND),
+        arch=arch,
+    )
+    return Pipeline(ruleset, model, incidents, explain=Explainer(model))
+
+
+def arch_of(recording: Any) -> str:
+    """Return whose system call numbers a recording has."""
+    arch = recording.facts.get("arch")
+    if arch not in ARCHES:
+        raise InputError(
+            f"was recorded on architecture {arch!r}; this ksentinel knows {', '.join(ARCHES)}",
+            at=recording.path,
+            remedy="record again",
+        )
+    return str(arch)
+
+
+def one_arch(arches: set[str]) -> str:
+    """Return the one architecture that all recordings have; raises UsageError."""
+    if len(arches) > 1:
+        raise UsageError(
+            f"recordings of {' and '.join(sorted(arches))} can't go together",
+            remedy="numbers of system calls differ: one architecture at a time",
+        )
+    (arch,) = arches
+    return arch
+
+
+def once(paths: Sequence[Path]) -> None:
+    """Refuse a file that is named twice: what is in it would count twice."""
+    seen: set[Path] = set()
+    for path in paths:
+        real = path if path == Path("-") else path.resolve()
+        if real in seen:
+            raise UsageError("is named twice", at=path, remedy="name it once")
+        seen.add(real)
+
+
+def mute_model(model: Path | None, walked: dict[str, int]) -> None:
+    """Say so if the model was asked about windows and had no say in any."""
+    if model is not None and walked["windows_unscored"] and not walked["windows_scored"]:
+        tell(
+            f"{model}: had no say in any of {walked['windows_unscored']} windows: it was trained on another "
+            "collector's (train one on recordings of the same kind)"
+        )
+
+
+@contextmanager
+def outlet_of(
+    store: Path | None, settings: Config, pipeline: Any, *, json: bool
+) -> Iterator[Callable[[Any], None]]:
+    """
+    Give a function that takes each alert to the store, and to the terminal or as JSON to standard output.
+
+    With a store *pipeline* gets a flight recorder, which keeps events there.
+    """
+    from ksentinel.flight import Flight
+    from ksentinel.report import alert_line
+    from ksentinel.sinks.jsonlines import JsonLines
+    from ksentinel.store import Store
+
+    with ExitStack() as stack:
+        kept = None
+        if store is not None:
+            kept = stack.enter_context(Store(store, host.user(), write=True, bounds=settings.store))
+            pipeline.flight = Flight(kept.keep, arch=pipeline.incidents.arch)
+        sink = JsonLines(sys.stdout.buffer) if json else None
+
+        def take(alert: Any) -> None:
+            try:
+                if kept is not None:
+                    kept.put(alert)
+            finally:  # one that can't be stored is shown all the same
+                if sink is not None:
+                    sink.send(alert)
+                else:
+                    alert_line(alert)
+
+        yield take
+
+
+def per_file(source: Any) -> Iterator[dict[str, Any]]:
+    """Yield what there is to tell of each file that a source has read."""
+    if hasattr(source, "logs"):
+        for log in source.logs:
+            account = log.account
+            yield {
+                "file": str(account.file),
+                "lines": account.lines,
+                "lines_in_events": account.in_events,
+                "malformed": account.malformed,
+                "pending": account.pending,
+                "events": account.events,
+                "malformed_at": [{"at": str(bad.at), "reason": bad.reason} for bad in log.malformed],
+            } | ({"failed": str(source.failed[log])} if log in source.failed else {})
+    else:
+        # The account is written last: without one, recording was cut short.
+        yield {"file": str(source.path), "items": source.count(), "complete": bool(source.account())}
+
+
+def finish(
+    accounts: list[dict[str, Any]], walked: dict[str, int], files: list[dict[str, Any]], *, json: bool
+) -> None:
+    """Print the account."""
+    from ksentinel.report import account_table, files_table
+
+    total: dict[str, Any] = {}
+    for account in accounts:
+        for name, number in account.items():
+            total[name] = total.get(name, 0) + (int(number) if float(number).is_integer() else number)
+    if json:
+        # The walk counts events of its own; what an audit log calls events stands with its file.
+        print_json({"account": total, "walk": walked, "files": files} | _sums(files))
+        return
+    files_table(files)
+    account_table(total)
+    account_table(walked, title="The walk")
+
+
+def _sums(files: list[dict[str, Any]]) -> dict[str, int]:
+    names = ("lines", "lines_in_events", "malformed", "pending", "events")
+    return {name: sum(told.get(name, 0) for told in files) for name in names}
