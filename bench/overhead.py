@@ -44,6 +44,8 @@ BUILD = ROOT / "build" / "bench"
 SIDES = tuple(side.name for side in watchers.ALL)
 WORKLOADS = tuple(load.name for load in workloads.ALL)
 _LOOK = 0.25
+_WARM_UP = 8
+"""The short run before each counted one is this many times shorter."""
 _TURN = 90.0
 """A side whose turn takes longer is cut short: auditing everything on a busy host holds everybody up."""
 _OTHERS = 120.0
@@ -171,6 +173,8 @@ def one_turn(
                 with load.open(side):
                     if key not in operations:
                         operations[key] = calibrate(timed, load.first, load.floor, load.cap, settings.seconds)
+                    # A start has costs of its own: caches, and for a monitor its first alert to explain.
+                    timed(max(load.floor, operations[key] // _WARM_UP))
                     found.append(measured(side, load, number, operations[key]))
                     done += load.calls(operations[key])
             except BenchError as error:

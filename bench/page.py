@@ -139,13 +139,20 @@ def _beaten(result: Result) -> Iterable[str]:
         yield f"{side} is cheaper than `ksentinel monitor` in: {', '.join(where)}."
 
 
+def _explaining(observer: Result) -> str:
+    plain = observer.get("peak_rss_before_explaining_mebibytes")
+    if not observer.get("explained") or plain is None:
+        return ""
+    return f" ({number(plain)} MiB before it had its first alert to explain, which takes LIME and scikit-learn)"
+
+
 def _own_use(result: Result) -> Iterable[str]:
     observer = result["observer"]
     if observer:
         yield (
             f"On a host that makes {number(observer['host_calls_per_second'])} system calls a second, "
             f"`ksentinel monitor` itself uses **{observer['cpu_share_of_a_core']:.1%} of a core** and at most "
-            f"{number(observer['peak_rss_mebibytes'])} MiB; it watches "
+            f"{number(observer['peak_rss_mebibytes'])} MiB{_explaining(observer)}; it watches "
             f"{observer['seconds_until_watching']:.1f} s after its start."
         )
     for side in OURS:
@@ -311,6 +318,8 @@ def _method(settings: dict[str, Any]) -> str:
 - A side has to be active before anything is timed (ksentinel says *watching* and holds its program; bpftrace says that
   its probes are attached; perf trace writes; auditd's rule is in the kernel's list), and what it has counted at its end
   has to be at least what was done before its eyes. If not, none of its runs in that round counts.
+- Before each run that counts there is a short one, an eighth as long, that doesn't: a server's start, cold caches,
+  and a monitor's first alert, for which it loads LIME, are not in the figures.
 - After each run the watching processes are given time to catch up.
 - The model of `ksentinel monitor` is trained beforehand, on a recording of the same workloads.
 - Once audit has been enabled, every process born later carries an audit context until the next boot, and each of its system

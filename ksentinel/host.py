@@ -88,6 +88,12 @@ def local(naive: datetime) -> datetime:
         raise ValueError(str(error)) from None
 
 
+def one_thread() -> None:
+    """Keep numpy to one thread; before it is imported. Its helpers spin while they wait, on cores that aren't ours to use."""
+    for library in ("OPENBLAS", "OMP", "MKL", "BLIS"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+
 def facts() -> dict[str, Any]:
     """Return what a recording must know of this host."""
     from ksentinel.event import Origin

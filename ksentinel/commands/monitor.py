@@ -52,6 +52,7 @@ def monitor(
     The kernel scores every system call; what is unusual, and a sample of the rest, meets the model, and every argument
     event the rules.
     """
+    host.one_thread()
     settings = read_config(config)
     seconds = parse_duration(duration)
     wanted, keep = host.watching(exe or [], pid or [], uid or [], cgroup or [])

@@ -266,6 +266,22 @@ def test_observer():
     assert "**12.3% of a core** and at most 203 MiB; it watches 1.9 s after its start" in page
 
 
+def test_observer_with_an_alert():
+    """An alert that came meanwhile is no part of being idle: told apart."""
+    observer = {
+        "host_calls_per_second": 1870.0,
+        "cpu_share_of_a_core": 0.1234,
+        "peak_rss_mebibytes": 203.0,
+        "peak_rss_before_explaining_mebibytes": 101.0,
+        "explained": True,
+        "seconds_until_watching": 1.86,
+    }
+
+    assert "at most 203 MiB (101 MiB before it had its first alert to explain" in markdown(
+        made_up(observer=observer)
+    )
+
+
 def test_nothing_measured():
     """A run in which everything failed has a page all the same."""
     empty = made_up(results=[], runs=[])
