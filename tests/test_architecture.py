@@ -193,6 +193,7 @@ def test_mirror(path):
         "bpf/test_scoring.py",  # what the kernel, its twin and the reference agree on
         "detectors/test_contract.py",  # what all detectors keep
         "detectors/test_slow_reference.py",  # the reference itself
+        "rules/test_recorded.py",  # what fires on what was really done
         "rules/test_shipped.py",  # the rules themselves
         "sources/test_gate.py",  # what the collector does with a model
         "sources/test_seen.py",  # what it sees of a workload
