@@ -176,7 +176,11 @@ def _losses(result: Result) -> Iterable[str]:
             for name, share in one.get("dropped_share", {}).items():
                 shares[name] = max(share, shares.get(name, 0.0))
         if shares:
-            text = ", ".join(f"{name} {share:.3%}" for name, share in shares.items())
+            limited = max(one.get("limited_share", 0.0) for one in told)
+            beyond = f" ({limited:.3%} because one process sent more than its share)" if limited else ""
+            text = ", ".join(
+                f"{name} {share:.3%}{beyond if name == 'calls' else ''}" for name, share in shares.items()
+            )
             exact = all(one["exact"] for one in told)
             yield (
                 f"Dropped under `ksentinel {side['name']}` in its worst round: {text}; its sums are "

@@ -249,6 +249,7 @@ def told_of(counted: dict[str, float]) -> Told:
         seen=int(counted["seen"]),
         more={
             "dropped_share": account.dropped(counted),
+            "limited_share": counted.get("calls_limited", 0) / max(counted.get("calls", 0), 1),
             "missed_runs": counted.get("missed_runs"),
             "exact": all(s.exact for s in sums),
             "account": counted,
