@@ -141,7 +141,7 @@ class _Ring:
 class _Followed:
     """An alert whose lineage is followed, or was."""
 
-    __slots__ = ("alert", "beyond", "keys", "marks", "opened_ns", "processes", "room", "until_ns")
+    __slots__ = ("alert", "asked", "beyond", "keys", "marks", "opened_ns", "processes", "room", "until_ns")
 
     def __init__(self, alert: Alert, most: int) -> None:
         self.alert = alert.id
@@ -153,11 +153,17 @@ class _Followed:
         # For items of the service, and for all others.
         self.room = [most // _SHARE, most - most // _SHARE]
         self.beyond = 0
+        self.asked: tuple[Process | None, bool] = (None, False)
 
     def concerns(self, process: Process) -> bool:
         """Tell whether *process* is of a lineage that is followed."""
+        last, answer = self.asked  # items come in runs of one process
+        if last is process:
+            return answer
         # A process that has left its service since is the same all the same.
-        return process.key in self.processes or any(related(p, process) for p in self.processes.values())
+        answer = process.key in self.processes or any(related(p, process) for p in self.processes.values())
+        self.asked = process, answer
+        return answer
 
 
 _NOBODY: dict[str, _Followed] = {}
@@ -423,6 +429,7 @@ class Flight:
 
     def _enter(self, followed: _Followed, process: Process) -> None:
         followed.processes[process.key] = process
+        followed.asked = None, False
         self._open.setdefault(followed.alert, followed)
         for one in followed.processes.values():
             # By itself as well: it may leave its service, and is a branch of its own then.
