@@ -332,7 +332,8 @@ def _paths(name: str, parts: dict[int, bytes]) -> tuple[str, ...]:
         found = [_absolute(_string(parts[abi.PartKind.PATH2]), _names(parts, abi.PartKind.BASE2))]
     if abi.PartKind.PATH1 in parts:
         first = _string(parts[abi.PartKind.PATH1])
-        if name in _SYMLINKS and found:  # what a link says is meant from where the link lies
+        if name in _SYMLINKS and found and not first.startswith("/"):
+            # What a link says is meant from where the link lies; what begins with a slash, from the root.
             first = _absolute(first, dirname(found[0])) if first else first
         elif name not in _NOT_PATHS:
             first = _absolute(first, _names(parts, abi.PartKind.BASE1))

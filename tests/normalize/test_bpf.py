@@ -515,6 +515,8 @@ FAR = os.O_CREAT | os.O_WRONLY
         (call("renameat2", 3, 0, 4, 0, 1, PATH1=b"a\0", BASE1="/x", PATH2=b"b\0", BASE2="/y"), {"paths": ("/x/a", "/y/b"), "flags": 1}),
         (call("symlink", PATH1=b"../t\0", BASE1="/cwd", PATH2=b"l\0", BASE2="/srv/d"), {"paths": ("/srv/t", "/srv/d/l")}),
         (call("symlinkat", PATH1=b"/t\0", PATH2=b"/l\0"), {"paths": ("/t", "/l")}),
+        (call("symlinkat", PATH1=b"/dev/null\0", PATH2=b"/root/l\0"), {"paths": ("/dev/null", "/root/l")}),
+        (call("symlink", PATH1=b"/t\0", BASE1="/jail", PATH2=b"/d/l\0", BASE2="/jail"), {"paths": ("/jail/t", "/jail/d/l")}),
         (call("symlink", PATH1=b"", PATH2=b"/l\0", options={"flags": 2}), {"paths": ("", "/l"), "unreadable": True}),
         (call("memfd_create", 0, 1, PATH1=b"name\0", BASE1="/cwd"), {"paths": ("name",), "flags": 1}),
         (call("delete_module", 0, 0x800, PATH1=b"mod\0", BASE1="/cwd"), {"paths": ("mod",), "flags": 0x800}),
