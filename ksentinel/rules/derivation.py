@@ -31,7 +31,7 @@ from ksentinel.rules.guard import (
     Test,
     Way,
 )
-from ksentinel.rules.hooks import HOOKS, NO_HOOK, Hook, seen_path
+from ksentinel.rules.hooks import EXEC, HOOKS, NO_HOOK, Hook, seen_path
 from ksentinel.rules.pattern import Item, Pattern
 from ksentinel.rules.sigma import Compiled
 
@@ -215,14 +215,14 @@ def _places(compiled: Compiled, left: list[str]) -> list[tuple[str, list[Hook]]]
     """Return the calls that a rule speaks of, with their hooks; what has none is *left*."""
     source = compiled.source
     if source.name in {"process_creation", "lineage"}:
-        return [(call, [HOOKS[0]]) for call in HOOKS[0].calls]
+        return [(call, [EXEC]) for call in EXEC.calls]
     calls = source.calls or compiled.keys
     if calls is None:
-        calls = frozenset(call for hook in HOOKS[1:] for call in hook.calls)
+        calls = frozenset(call for hook in HOOKS if hook is not EXEC for call in hook.calls)
         left.append("any other system call: the rule names none")
     places = []
     for call in sorted(calls):
-        hooks = [hook for hook in HOOKS[1:] if call in hook.calls]
+        hooks = [hook for hook in HOOKS if hook is not EXEC and call in hook.calls]
         if hooks:
             places.append((call, hooks))
         else:
@@ -277,7 +277,7 @@ class _Translation:
             return _constant(fires is not negated)
         if name == "target_is":
             return self.target_is(item, patterns, negated=negated)
-        if name in NOT_SEEN and not (name == "was" and self.hook is HOOKS[0]):
+        if name in NOT_SEEN and not (name == "was" and self.hook is EXEC):
             return _left(item, patterns, NOT_SEEN[name])
         forms = self.tests(item, patterns, negated=negated)
         return _both(forms) if negated else _either(forms)
@@ -285,7 +285,7 @@ class _Translation:
     def tests(self, item: Item, patterns: tuple[Pattern, ...], *, negated: bool) -> list[_Form]:
         """Return a form for all patterns that one test can have, and one for each other."""
         name = item.field.name
-        subject = _NAMES["exec" if self.hook is HOOKS[0] else "call"].get(name)
+        subject = _NAMES["exec" if self.hook is EXEC else "call"].get(name)
         join: Callable[[list[Pattern], str], tuple[Test | None, list[tuple[Pattern, str]]]]
         if subject is not None:
             join = _names

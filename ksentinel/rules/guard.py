@@ -111,7 +111,8 @@ class Numbers:
     def words(self) -> str:
         """Return it as a person reads it."""
         if self.subject == "another":
-            return "about another process"
+            whose = {0: "its own", 1: "another"}
+            return f"about {' or '.join(whose[low] for low, _ in self.ranges)} process"
         told = (str(low) if low == high else f"{low} to {high}" for low, high in self.ranges)
         return f"{self.subject} is {' or '.join(told)}"
 

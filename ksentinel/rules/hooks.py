@@ -61,13 +61,14 @@ def _addressed(call: SyscallEvent) -> bool:
 _FILE = frozenset({"target", "paths"})
 _TO = frozenset({"destination", "port"})
 
+EXEC = Hook(
+    "bprm_creds_from_file",
+    ("execve", "execveat"),
+    frozenset({"image", "executed", "asked"}),
+    "an execution, once: its interpreter has been found, and there still is a way back",
+)
 HOOKS = (
-    Hook(
-        "bprm_creds_from_file",
-        ("execve", "execveat"),
-        frozenset({"image", "executed", "asked"}),
-        "an execution, once, when its interpreter has been found and before there is no way back",
-    ),
+    EXEC,
     Hook(
         "file_open",
         ("open", "openat", "openat2", "creat"),
@@ -147,6 +148,8 @@ HOOKS = (
 """Which system call is decided where."""
 
 NO_HOOK = {
+    "execve": "an execution is decided in process_creation and lineage",
+    "execveat": "an execution is decided in process_creation and lineage",
     "open_by_handle_at": "names no path",
     "sendmmsg": "several messages in one call",
     "setns": "no hook is asked",
@@ -209,7 +212,7 @@ def seen(event: Event, *, anomalous: bool | None = None) -> tuple[Seen, ...]:
         executed, asked = seen_path(process.exe), seen_path(event.path)
         names = {"image": (executed, asked), "executed": (executed,), "asked": (asked,)}
         names |= who | {"program": (seen_path(process.was),)}
-        return (Seen(HOOKS[0].name, "execve", names, {"euid": euid}, None, anomalous),)
+        return (Seen(EXEC.name, "execve", names, {"euid": euid}, None, anomalous),)
     if not isinstance(event, SyscallEvent):
         return ()
     numbers = _seen_numbers(event) | {"euid": euid}
@@ -225,7 +228,7 @@ def seen(event: Event, *, anomalous: bool | None = None) -> tuple[Seen, ...]:
             anomalous,
         )
         for hook in HOOKS
-        if event.syscall in hook.calls and hook.passes(event)
+        if hook is not EXEC and event.syscall in hook.calls and hook.passes(event)
     )
 
 
