@@ -6,11 +6,12 @@ The condition is translated for each system call at each hook: to a disjunction 
 can't decide is missing, and so can only make it hold too seldom.
 """
 
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import ip_network
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ksentinel.errors import RuleError
 from ksentinel.rules import Rule
@@ -31,7 +32,7 @@ from ksentinel.rules.guard import (
     Test,
     Way,
 )
-from ksentinel.rules.hooks import EXEC, HOOKS, NO_HOOK, Hook, seen_path
+from ksentinel.rules.hooks import EXEC, HOOKS, NO_HOOK, Hook
 from ksentinel.rules.pattern import Item, Pattern
 from ksentinel.rules.sigma import Compiled
 
@@ -69,9 +70,8 @@ NOT_SEEN = {
 _PROCESS = {"ParentImage": "parent", "ServiceImage": "service", "Ancestors": "ancestors"}
 _NAMES = {
     "exec": _PROCESS | {"Image": "image", "Exe": "executed", "path": "asked", "was": "program"},
-    "call": _PROCESS | {"Image": "program", "TargetFilename": "target", "path": "paths"},
+    "call": _PROCESS | {"Image": "program", "TargetFilename": "target", "path": "path"},
 }
-_NUMBERS = {"DestinationPort": "port", "request": "request", "signal": "signal", "cmd": "cmd", "uid": "uid", "gid": "gid"}  # fmt: skip
 _ALWAYS = frozenset({"program", "parent", "service", "ancestors", "euid"})
 """What is known of the process at every hook."""
 
@@ -90,6 +90,10 @@ class Derived:
     rule: Rule
     guards: tuple[Guard, ...]
     left: tuple[str, ...]
+
+
+# What patterns join in, if any does, and which don't, and why.
+_Joined = tuple[Test | None, list[tuple[Pattern, str]]]
 
 
 class _TooManyError(Exception):
@@ -211,6 +215,33 @@ def unmet(compiled: Compiled, users: Users = ROOT) -> RuleError | None:
     )
 
 
+def to_plain(derived: Derived) -> dict[str, Any]:
+    """Return it as a plain dict, each test with its name, its data and its words."""
+    rule = derived.rule
+    return {
+        "id": rule.id,
+        "title": rule.title,
+        "file": rule.file,
+        "level": str(rule.level),
+        "source": rule.source,
+        "response": None if rule.response is None else asdict(rule.response),
+        "guards": [
+            asdict(guard) | {"ways": [_way_to_plain(way) for way in guard.ways], "narrower": guard.narrower}
+            for guard in derived.guards
+        ],
+        "left": derived.left,
+    }
+
+
+def _way_to_plain(way: Way) -> list[dict[str, Any]]:
+    return [
+        {"test": type(literal.test).__name__.lower(), "negated": literal.negated}
+        | asdict(literal.test)
+        | {"subject": literal.test.subject, "words": literal.words()}
+        for literal in way
+    ]
+
+
 def _places(compiled: Compiled, left: list[str]) -> list[tuple[str, list[Hook]]]:
     """Return the calls that a rule speaks of, with their hooks; what has none is *left*."""
     source = compiled.source
@@ -286,7 +317,7 @@ class _Translation:
         """Return a form for all patterns that one test can have, and one for each other."""
         name = item.field.name
         subject = _NAMES["exec" if self.hook is EXEC else "call"].get(name)
-        join: Callable[[list[Pattern], str], tuple[Test | None, list[tuple[Pattern, str]]]]
+        join: Callable[[list[Pattern], str], _Joined]
         if subject is not None:
             join = _names
         elif name in {"flags", "mode"}:
@@ -296,7 +327,7 @@ class _Translation:
         elif name == "User":
             join, subject = self.numbers, "euid"
         else:
-            join, subject = self.numbers, _NUMBERS.get(name, name)
+            join, subject = self.numbers, "port" if name == "DestinationPort" else name
         if subject not in self.hook.sees | _ALWAYS:
             why = f"{self.hook.name} doesn't see it"
             return [_left(item, patterns, why)]
@@ -319,11 +350,11 @@ class _Translation:
             if test is not None:
                 forms.append(_literal(test, negated=negated))
             elif not undecided:
-                # None of the values can be this subject's.
+                # Numbers and words that this call has never, wherever it is seen.
                 forms.append(_constant(negated))
         return forms
 
-    def bits(self, patterns: list[Pattern], subject: str) -> tuple[Test | None, list[tuple[Pattern, str]]]:
+    def bits(self, patterns: list[Pattern], subject: str) -> _Joined:
         pairs: list[tuple[int, int]] = []
         undecided = []
         names = WORDS["mode"] if subject == "mode" else FLAGS.get(self.call, {})
@@ -336,13 +367,15 @@ class _Translation:
             elif needle.lstrip("-").isdigit():
                 if subject == "flags":
                     undecided.append((pattern, "flags are compared by their names, bit by bit"))
+            elif self.call == "openat2" and needle.lower() == "o_cloexec":
+                undecided.append((pattern, "the file that openat2 opens doesn't show it"))
             else:
                 pairs += [(bit, bit) for bit, name in names.items() if _is(pattern, name)]
                 if subject == "flags" and names is FLAGS["open"]:
                     pairs += [(O_ACCMODE, low) for low, name in OPEN_ACCESS.items() if _is(pattern, name)]
         return (Bits(subject, _unique(pairs)) if pairs else None), undecided
 
-    def numbers(self, patterns: list[Pattern], subject: str) -> tuple[Test | None, list[tuple[Pattern, str]]]:
+    def numbers(self, patterns: list[Pattern], subject: str) -> _Joined:
         names = self.users if subject == "euid" else WORDS.get(subject, {})
         ranges: list[tuple[int, int]] = []
         undecided = []
@@ -354,7 +387,7 @@ class _Translation:
                 undecided.append((pattern, "only whole names and numbers are compared in the kernel"))
             else:
                 ranges += [(number, number) for number, name in names.items() if _is(pattern, name)]
-                if needle.isascii() and needle.lstrip("-").isdigit() and str(int(needle)) == needle:
+                if re.fullmatch(r"0|-?[1-9][0-9]{0,9}", needle):
                     ranges.append((int(needle), int(needle)))
         return (Numbers(subject, _unique(ranges)) if ranges else None), undecided
 
@@ -383,7 +416,7 @@ def _is(pattern: Pattern, name: str) -> bool:
     return (name if pattern.cased else name.lower()) == pattern.needle
 
 
-def _names(patterns: list[Pattern], subject: str) -> tuple[Test | None, list[tuple[Pattern, str]]]:
+def _names(patterns: list[Pattern], subject: str) -> _Joined:
     exact, prefixes, suffixes = [], [], []
     undecided = []
     for pattern in patterns:
@@ -392,14 +425,13 @@ def _names(patterns: list[Pattern], subject: str) -> tuple[Test | None, list[tup
         if not pattern.cased and not needle.isascii():
             undecided.append((pattern, "letters outside ASCII are compared in the kernel only if cased"))
         elif pattern.kind == "is":
-            # What is no absolute path without detours is the path of nothing.
-            exact += [needle] if seen_path(needle) else []
+            exact.append(needle)
         elif pattern.kind == "startswith":
             if size > MAX_PREFIX:
                 undecided.append(
                     (pattern, f"beginnings of over {MAX_PREFIX} bytes aren't compared in the kernel")
                 )
-            elif needle.startswith("/"):
+            else:
                 prefixes.append(needle)
         elif pattern.kind == "endswith" and needle.startswith("/"):
             if needle.count("/") > MAX_NAMES:
@@ -420,16 +452,17 @@ def _names(patterns: list[Pattern], subject: str) -> tuple[Test | None, list[tup
     return Names(subject, _unique(exact), _unique(prefixes), _unique(suffixes), cased), undecided
 
 
-def _networks(patterns: list[Pattern], _: str) -> tuple[Test | None, list[tuple[Pattern, str]]]:
+def _networks(patterns: list[Pattern], _: str) -> _Joined:
     networks: list[str] = []
     classes: list[str] = []
     undecided = []
     for pattern in patterns:
         needle = pattern.needle
         try:
-            if pattern.kind == "is" and needle in {"loopback", "private", "public", "local"}:
-                # An Internet address is never local: there the field says how far, not which.
-                classes += [needle] if needle != "local" else []
+            if pattern.kind == "is" and needle == "local":
+                undecided.append((pattern, "only Internet addresses are compared in the kernel"))
+            elif pattern.kind == "is" and needle in {"loopback", "private", "public"}:
+                classes.append(needle)
             elif pattern.kind == "is":
                 networks += [str(ip_network(needle))] if unmapped(needle) == needle else []
             elif pattern.kind == "cidr":

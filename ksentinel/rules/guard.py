@@ -265,7 +265,7 @@ class Guard:
             told.append("only paths in ASCII, in upper or lower case")
         if subjects & {"asked", "image"}:
             told.append("what is asked for counts as asked if absolute, without '.', '..' and double slashes")
-        if self.hook in {"path_link", "path_symlink", "sb_mount"} and "paths" in subjects:
+        if self.hook in {"path_link", "path_symlink", "sb_mount"} and "path" in subjects:
             told.append("of two paths only the second is seen")
         if "openat2" in self.calls and self.hook == "path_mknod" and "flags" in subjects:
             told.append("not in openat2, whose flags are only known when the file is there")

@@ -58,7 +58,7 @@ def _addressed(call: SyscallEvent) -> bool:
     return call.address is not None
 
 
-_FILE = frozenset({"target", "paths"})
+_FILE = frozenset({"target", "path"})
 _TO = frozenset({"destination", "port"})
 
 EXEC = Hook(
@@ -88,11 +88,12 @@ HOOKS = (
     Hook("path_link", ("link", "linkat"), _FILE | {"flags"}, "a link's new name; the old one has no path"),
     Hook("path_symlink", ("symlink", "symlinkat"), _FILE, "a symbolic link's own name"),
     Hook("path_truncate", ("truncate",), _FILE, "a file that is cut"),
+    Hook("path_chmod", ("chmod", "fchmodat", "fchmodat2"), _FILE | {"mode"}, "a file's new mode"),
     Hook(
         "path_chmod",
-        ("chmod", "fchmod", "fchmodat", "fchmodat2"),
-        _FILE | {"mode"},
-        "a file's new mode",
+        ("fchmod",),
+        frozenset({"mode"}),
+        "the same by a descriptor: the rule has no path, so the guard has none",
     ),
     Hook(
         "path_chown", ("chown", "lchown", "fchownat"), _FILE | {"uid", "gid"}, "a file's new owner or group"
@@ -169,7 +170,7 @@ class Seen:
     Attributes
     ----------
     names
-        Paths: ``image`` (the file executed, and what was asked for), ``executed``, ``asked``, ``target``, ``paths``, ``program``,
+        Paths: ``image`` (the file executed, and what was asked for), ``executed``, ``asked``, ``target``, ``path`` (any among the arguments), ``program``,
         ``parent``, ``service``, ``ancestors``.
     numbers
         ``euid``, ``flags``, ``mode``, ``port``, ``request``, ``signal``, ``cmd``, ``uid``, ``gid``, and ``another``: whether it is about another process.
@@ -197,7 +198,7 @@ def seen(event: Event, *, anomalous: bool | None = None) -> tuple[Seen, ...]:
     Examples
     --------
     >>> from ksentinel.codec import event_from_plain
-    >>> plain = {"event": "syscall", "syscall": "creat", "paths": ["/etc/x"], "process": {"exe": "/bin/sh"}}
+    >>> plain = {"event": "syscall", "syscall": "creat", "path": ["/etc/x"], "process": {"exe": "/bin/sh"}}
     >>> [(at.hook, at.names["target"]) for at in seen(event_from_plain(plain))]
     [('file_open', ('/etc/x',)), ('path_mknod', ('/etc/x',))]
     """
@@ -245,7 +246,7 @@ def _seen_files(hook: Hook, call: SyscallEvent) -> dict[str, tuple[str | None, .
     paths = [seen_path(path) if whole else None for path in call.paths] or [None]
     if hook.name in {"path_link", "path_symlink", "sb_mount"}:
         paths = [*([None] * (len(paths) - 1)), paths[-1]]
-    return {"target": (paths[-1],), "paths": tuple(paths)}
+    return {"target": (paths[-1],), "path": tuple(paths)}
 
 
 def _seen_numbers(call: SyscallEvent) -> dict[str, int | None]:

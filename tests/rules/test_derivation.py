@@ -40,7 +40,7 @@ DECIDED = {
         "program ends with /nginx and service is /usr/sbin/nginx"
     ],
     ("process_creation", "s: {Image|startswith: [/a/, /b/], ParentImage: [/c, d]}"): [
-        "image begins with /a/ or /b/ and parent is /c"
+        "image begins with /a/ or /b/ and parent is /c or d"
     ],
     ("process_creation", "s: {Image|endswith|all: [/a, /b]}"): ["image ends with /a and image ends with /b"],
     ("syscall", "s: {syscall: bpf, cmd: [BPF_PROG_LOAD, 6]}"): ["cmd is 5 or 6"],
@@ -105,6 +105,8 @@ UNDECIDED = {
     ("syscall", "s: {syscall: ptrace, target_is: group}"): "target_is is 'group' in selection s: only self, and parent together with other, are compared in the kernel",
     ("syscall", "s: {syscall: connect, DestinationIp|contains: '1.'}"): "DestinationIp contains '1.' in selection s: addresses are compared in the kernel by networks alone",
     ("syscall", "s: {syscall: connect, DestinationIp|startswith: '1'}"): "DestinationIp startswith '1' in selection s: addresses are compared in the kernel by networks alone",
+    ("syscall", "s: {syscall: connect, reach: local}"): "reach is 'local' in selection s: only Internet addresses are compared in the kernel",
+    ("syscall", "s: {syscall: openat2, flags: O_CLOEXEC}"): "flags is 'o_cloexec' in selection s: the file that openat2 opens doesn't show it",
     ("syscall", "s: {syscall: setns}"): "system call setns: no hook is asked",
     ("syscall", "s: {syscall: read}"): "system call read: no hook for it",
 }  # fmt: skip
@@ -168,7 +170,7 @@ def test_calls_are_decided_beforehand(compiled):
     told = {(guard.hook, guard.calls): guard.ways for guard in derived.guards}
 
     assert set(told) >= {("file_open", ("open", "openat")), ("path_unlink", ("unlink", "unlinkat"))}
-    assert [literal.words() for literal in told["path_unlink", ("unlink", "unlinkat")][0]] == ["paths is /p"]
+    assert [literal.words() for literal in told["path_unlink", ("unlink", "unlinkat")][0]] == ["path is /p"]
     assert not any(guard.hook == "path_rename" for guard in derived.guards)
     assert "path re 'x' in selection x: nothing is searched for in the kernel" in derived.left
 

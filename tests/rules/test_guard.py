@@ -189,7 +189,7 @@ def test_second_key(anomalous, speaks):
             ("what is asked for counts as asked if absolute, without '.', '..' and double slashes",),
         ),
         (
-            Guard("path_link", ("link",), ((Literal(Names("paths", ("/A",), cased=True)),),)),
+            Guard("path_link", ("link",), ((Literal(Names("path", ("/A",), cased=True)),),)),
             ("of two paths only the second is seen",),
         ),
         (

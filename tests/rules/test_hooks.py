@@ -111,7 +111,7 @@ def test_files(event, target, paths):
     """Files: the second path of two is the target, and sometimes the only one with a path."""
     (at,) = seen(event)
 
-    assert (at.names["target"], at.names["paths"]) == ((target,), paths)
+    assert (at.names["target"], at.names["path"]) == ((target,), paths)
 
 
 def test_flags_of_openat2():
