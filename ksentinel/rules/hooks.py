@@ -198,7 +198,7 @@ def seen(event: Event, *, anomalous: bool | None = None) -> tuple[Seen, ...]:
     Examples
     --------
     >>> from ksentinel.codec import event_from_plain
-    >>> plain = {"event": "syscall", "syscall": "creat", "path": ["/etc/x"], "process": {"exe": "/bin/sh"}}
+    >>> plain = {"event": "syscall", "syscall": "creat", "paths": ["/etc/x"], "process": {"exe": "/bin/sh"}}
     >>> [(at.hook, at.names["target"]) for at in seen(event_from_plain(plain))]
     [('file_open', ('/etc/x',)), ('path_mknod', ('/etc/x',))]
     """

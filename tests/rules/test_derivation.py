@@ -106,7 +106,7 @@ UNDECIDED = {
     ("syscall", "s: {syscall: connect, DestinationIp|contains: '1.'}"): "DestinationIp contains '1.' in selection s: addresses are compared in the kernel by networks alone",
     ("syscall", "s: {syscall: connect, DestinationIp|startswith: '1'}"): "DestinationIp startswith '1' in selection s: addresses are compared in the kernel by networks alone",
     ("syscall", "s: {syscall: connect, reach: local}"): "reach is 'local' in selection s: only Internet addresses are compared in the kernel",
-    ("syscall", "s: {syscall: openat2, flags: O_CLOEXEC}"): "flags is 'o_cloexec' in selection s: the file that openat2 opens doesn't show it",
+    ("syscall", "s: {syscall: openat2, flags: O_CLOEXEC}"): "flags is 'O_CLOEXEC' in selection s: the file that openat2 opens doesn't show it",
     ("syscall", "s: {syscall: setns}"): "system call setns: no hook is asked",
     ("syscall", "s: {syscall: read}"): "system call read: no hook for it",
 }  # fmt: skip
