@@ -7,7 +7,7 @@ can't decide is missing, and so can only make it hold too seldom.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from ipaddress import ip_network
 from itertools import product
@@ -48,6 +48,7 @@ MAX_PREFIX = 64
 """Bytes at the beginning of a path that are compared; the same as KS_PREFIX in lsm_bpf/ksentinel_abi.h."""
 
 _MOST = 0xFFFFFFFF
+_NAMED = 3
 
 NOT_SEEN = {
     "CommandLine": "arguments aren't compared in the kernel",
@@ -346,7 +347,10 @@ class _Translation:
                 forms.append(_left(item, (pattern,), "whether there is one isn't asked in the kernel"))
         if asked:
             test, undecided = join(asked, subject)
-            forms += [_left(item, (pattern,), why) for pattern, why in undecided]
+            forms += [
+                _left(item, [pattern for pattern, reason in undecided if reason == why], why)
+                for why in _unique(why for _, why in undecided)
+            ]
             if test is not None:
                 forms.append(_literal(test, negated=negated))
             elif not undecided:
@@ -406,10 +410,12 @@ class _Translation:
         return _literal(Numbers("another", tuple((number, number) for number in values)), negated=negated)
 
 
-def _left(item: Item, patterns: Iterable[Pattern], why: str) -> _Form:
-    """Return a form that never holds, with the clauses that are to blame."""
-    clauses = (f"{item.field.name} {pattern.text} in selection {item.selection}" for pattern in patterns)
-    return _Form((), tuple(f"{clause}: {why}" for clause in clauses))
+def _left(item: Item, patterns: Sequence[Pattern], why: str) -> _Form:
+    """Return a form that never holds, with the clause that is to blame."""
+    texts = [pattern.text for pattern in patterns[:_NAMED]]
+    if len(patterns) > _NAMED:
+        texts.append(f"{len(patterns) - _NAMED} more")
+    return _Form((), (f"{item.field.name} {' or '.join(texts)} in selection {item.selection}: {why}",))
 
 
 def _is(pattern: Pattern, name: str) -> bool:

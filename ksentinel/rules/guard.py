@@ -262,7 +262,7 @@ class Guard:
         subjects = {literal.test.subject for literal in literals}
         told = []
         if any(isinstance(literal.test, Names) and not literal.test.cased for literal in literals):
-            told.append("only paths in ASCII, in upper or lower case")
+            told.append("paths with bytes outside ASCII stay in user space")
         if subjects & {"asked", "image"}:
             told.append("what is asked for counts as asked if absolute, without '.', '..' and double slashes")
         if self.hook in {"path_link", "path_symlink", "sb_mount"} and "path" in subjects:

@@ -51,7 +51,7 @@ def test_ways(shown):
         "        - parent is /b",
         "          and euid is 0",
         "        - service is /c",
-        "    narrower: only paths in ASCII, in upper or lower case",
+        "    narrower: paths with bytes outside ASCII stay in user space",
         "1 rules: 1 with guards, 0 asking for them, 0 of these in vain.",
         END,
     ]

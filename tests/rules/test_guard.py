@@ -182,7 +182,7 @@ def test_second_key(anomalous, speaks):
     ("guard", "told"),
     [
         (Guard("bpf", ("bpf",), ((A,),)), ()),
-        (Guard("bpf", ("bpf",), ((Literal(SH),),)), ("only paths in ASCII, in upper or lower case",)),
+        (Guard("bpf", ("bpf",), ((Literal(SH),),)), ("paths with bytes outside ASCII stay in user space",)),
         (Guard("bpf", ("bpf",), ((Literal(Names("program", ("/é",), cased=True)),),)), ()),
         (
             Guard("bprm_creds_from_file", ("execve",), ((Literal(Names("image", ("/A",), cased=True)),),)),
