@@ -159,6 +159,40 @@ def test_conditions(compiled, condition, ways, left):
     assert all(guard.whole is not bool(left) for guard in derived.guards)
 
 
+ENDS = "Image endswith 'b' in selection d: only whole names are compared in the kernel, not ends of them"
+LOCAL = "reach is 'local' in selection l: only Internet addresses are compared in the kernel"
+
+
+@pytest.mark.parametrize(
+    ("detection", "ways", "left"),
+    [
+        ("d: {syscall: bpf, Image|endswith: [/a, b]}\ncondition: d", ["program ends with /a"], [ENDS]),
+        ("s: {syscall: bpf}\nd: {Image|endswith: [/a, b]}\ncondition: s and not d", None, [ENDS]),
+        ("d: {syscall: bpf, Image|endswith|all: [/a, b]}\ncondition: d", None, [ENDS]),
+        (
+            "s: {syscall: bpf}\nd: {Image|endswith|all: [/a, b]}\ncondition: s and not d",
+            ["not (program ends with /a)"],
+            [ENDS],
+        ),
+        ("s: {syscall: connect}\nl: {reach: [local, public]}\ncondition: s and not l", None, [LOCAL]),
+        ("s: {syscall: kill}\nl: {Image: null}\ncondition: s and not l", ["program is known"], []),
+        ("s: {syscall: umount2, path|exists: true}\ncondition: s", ["path is known"], []),
+        ("s: {syscall: chmod, mode: '888'}\ncondition: s", None, []),
+        ("s: {syscall: mount, flags: O_CREAT}\ncondition: s", None, []),
+        ("s: {syscall: mount}\nf: {flags: O_CREAT}\ncondition: s and not f", [""], []),
+        ("s: {syscall: bpf}\nf: {syscall: bpf, cmd: 5}\ncondition: s or f", [""], []),
+        ("s: {syscall: bpf}\nf: {syscall|re: 'x'}\ncondition: s and not f", [""], []),
+        ("s: {syscall: bpf}\nf: {syscall: null}\ncondition: s and f", None, []),
+    ],
+)
+def test_parts(compiled, detection, ways, left):
+    """Parts that are known beforehand are gone; parts that can't be decided are missed on the safe side."""
+    derived = derive(compiled(detection, "category: syscall"))
+
+    assert [told for _, told in words(derived).items()] == ([ways] if ways else [])
+    assert list(derived.left) == left
+
+
 def test_calls_are_decided_beforehand(compiled):
     """Which system call it is needs no test: each has its own guard, and clauses about others are gone."""
     derived = derive(
