@@ -1533,3 +1533,23 @@ def test_without_root(tmp_path):
         assert re.fullmatch(r"ksentinel: .*EPERM.*\(root is needed.*\)", line)
     assert len(ran.err.splitlines()) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_guards(run):
+    """What of the shipped rules the kernel could decide is listed, for people and for programs, and the same for both."""
+    listed = run("rules", "list", "--guard")
+    plain = [json.loads(line) for line in run("rules", "list", "--guard", "--json").out.splitlines()]
+    texts = listed.out.decode().splitlines()
+
+    assert listed.status == 0
+    assert sum(line.startswith("  user space: ") for line in texts) == sum(
+        len(rule["left"]) for rule in plain
+    )
+    assert f"{len(plain)} rules: {sum(bool(rule['guards']) for rule in plain)} with guards" in texts[-2]
+    assert {
+        test["test"] for rule in plain for guard in rule["guards"] for way in guard["ways"] for test in way
+    } >= {
+        "names",
+        "bits",
+    }
+    assert {rule["error"] for rule in plain} == {None}

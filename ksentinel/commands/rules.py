@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules: what is loaded, what could be said, what is wrong with them, and what they cost. No root needed."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
 from ksentinel.commands.options import Json, RulePaths
 from ksentinel.commands.output import print_json
-from ksentinel.commands.walk import load_rules
+from ksentinel.commands.walk import load_rules, user_names
+
+if TYPE_CHECKING:
+    from ksentinel.rules.sigma import Compiled
 
 app = typer.Typer(
     name="rules",
@@ -16,16 +22,38 @@ app = typer.Typer(
 )
 
 
+Guard = Annotated[
+    bool,
+    typer.Option("--guard", help="Show what of each rule the kernel could decide, and what not, and why."),
+]
+
+
 @app.command("list")
-def list_rules(rules: RulePaths = None, json: Json = False) -> None:
+def list_rules(rules: RulePaths = None, guard: Guard = False, json: Json = False) -> None:
     """List the rules that would be loaded."""
     from dataclasses import asdict
 
     from ksentinel.report.rules import rules_table
 
     ruleset = load_rules(rules)
+    if guard:
+        _list_guards(ruleset.compiled, json=json)
+        return
     if not json:
         rules_table(ruleset.rules)
         return
     for rule in ruleset.rules:
         print_json(asdict(rule) | {"level": str(rule.level), "techniques": list(rule.techniques)})
+
+
+def _list_guards(rules: "Sequence[Compiled]", *, json: bool) -> None:
+    from ksentinel.report.rules import guards_list
+    from ksentinel.rules.derivation import derive, to_plain, unmet
+
+    users = user_names()
+    told = [(derive(rule, users), unmet(rule, users)) for rule in rules]
+    if not json:
+        guards_list(told)
+        return
+    for derived, error in told:
+        print_json(to_plain(derived) | {"error": None if error is None else str(error)})

@@ -289,6 +289,17 @@ _BPF_COMMANDS = {
     28: "BPF_LINK_CREATE",
 }
 
+FLAGS: Mapping[str, Mapping[int, str]] = _FLAGS
+"""Names of a call's flags, bit by bit; those of an open's access stand in `OPEN_ACCESS`, by its two lowest bits."""
+OPEN_ACCESS: Mapping[int, str] = _ACCESS
+WORDS: Mapping[str, Mapping[int, str]] = {
+    "mode": _MODES,
+    "request": _PTRACE,
+    "signal": _SIGNALS,
+    "cmd": _BPF_COMMANDS,
+}
+"""Names of other numbers, by the field that has them; of ``mode``, bit by bit."""
+
 
 def _flags(call: SyscallEvent) -> Value:
     if call.syscall == "creat":

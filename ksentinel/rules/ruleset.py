@@ -63,6 +63,11 @@ class RuleSet:
         """The rules."""
         return tuple(one.rule for one in self._compiled)
 
+    @property
+    def compiled(self) -> tuple[Compiled, ...]:
+        """The rules with their conditions, in the same order."""
+        return self._compiled
+
     @classmethod
     def load(
         cls,

@@ -50,6 +50,8 @@ class Compiled:
         The values of the source's index field that it can fire on, in lower case; None if on any.
     at
         Where its id stands.
+    response_at
+        Where what it asks for stands; where the rule begins if it asks for nothing.
     """
 
     rule: Rule
@@ -58,6 +60,7 @@ class Compiled:
     test: Test
     keys: frozenset[str] | None
     at: Location
+    response_at: Location | None = None
 
     def match(self, event: Event, view: View) -> Match:
         """Return the match, with its decisive clauses; only if *test* has held for that view."""
@@ -117,7 +120,7 @@ def compile_rule(text: str, file: str | Path, table: dict[str, Source]) -> Compi
     )
     tree = _tree(_map(root, "detection"), source)
     keys = needed(tree, source.index) if source.index else None
-    return Compiled(rule, source, tree, compile_tree(tree), keys, id_at)
+    return Compiled(rule, source, tree, compile_tree(tree), keys, id_at, _place(root, "ksentinel"))
 
 
 def _check_keys(root: Map) -> None:
