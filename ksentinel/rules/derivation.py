@@ -211,7 +211,7 @@ def unmet(compiled: Compiled, users: Users = ROOT) -> RuleError | None:
     why = "; ".join(derived.left[:3]) or "it can't hold at any hook"
     return RuleError(
         f"asks for inline, and the kernel can't decide it: {why}",
-        compiled.response_at,
+        compiled.response_at or compiled.at,
         "leave inline out, or ask in the condition for what docs/guards.md lists",
     )
 
@@ -500,10 +500,11 @@ def _octets(text: str) -> str:
 
 
 def _range(pattern: Pattern) -> tuple[int, int]:
-    bound = int(pattern.needle)
+    shape, number = pattern.text.split()
+    bound = int(number)
     return {
         "gt": (bound + 1, _MOST),
         "gte": (bound, _MOST),
         "lt": (-_MOST, bound - 1),
         "lte": (-_MOST, bound),
-    }[pattern.text.partition(" ")[0]]
+    }[shape]

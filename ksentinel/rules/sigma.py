@@ -51,7 +51,7 @@ class Compiled:
     at
         Where its id stands.
     response_at
-        Where what it asks for stands; where the rule begins if it asks for nothing.
+        Where what it asks for stands (``ksentinel``); None if that isn't known.
     """
 
     rule: Rule
