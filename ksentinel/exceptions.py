@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path, PurePath
+from typing import Any
 
 from ksentinel.errors import Location, RuleError
 from ksentinel.event import Event
@@ -26,6 +27,7 @@ MOST = 1000
 _KEYS = ("id", "rules", "where", "owner", "reason", "expires")
 _REMEDY = "see docs/verdict.md"
 _LONGEST_TEXT = 500
+_NEVER = 2200
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AUDIT = "auditd"
 
@@ -102,6 +104,21 @@ class Exceptions:
             self._expired += 1
             yield self._by_id[identity]
 
+    def to_plain(self, now_ns: int) -> list[dict[str, Any]]:
+        """Return the JSON form, each with whether it is in force at that time."""
+        return [
+            {
+                "id": one.exemption.id,
+                "rules": "*" if one.rules is None else sorted(one.rules),
+                "owner": one.exemption.owner,
+                "reason": one.exemption.reason,
+                "expires": moment(one.exemption.expires_ns),
+                "active": now_ns < one.exemption.expires_ns,
+                "at": str(one.at),
+            }
+            for one in self.excepted
+        ]
+
     def account(self) -> dict[str, int]:
         """Return how many are in force and how many have ended, as far as `expire` was asked, and what they covered."""
         return {
@@ -150,7 +167,9 @@ def parse_exceptions(text: str, file: str | Path, rules: Sequence[Rule], users: 
         if key.text != "exceptions":
             raise RuleError(f"beside exceptions there is no {key.text!r}", key.at, _REMEDY)
     if len(listed.items) > MOST:
-        raise RuleError(f"{len(listed.items)} exceptions, more than {MOST}", listed.at, "change the rules instead")
+        raise RuleError(
+            f"{len(listed.items)} exceptions, more than {MOST}", listed.at, "change the rules instead"
+        )
     table = sources(users)
     found: dict[str, Excepted] = {}
     for node in listed.items:
@@ -252,6 +271,10 @@ def _expires(node: Node) -> int:
         raise RuleError(f"expires {text[:50]!r} is beyond the calendar", node.at, remedy) from None
     if end.tzinfo is None:
         raise RuleError(f"expires {text[:50]!r} names no zone", node.at, remedy)
+    if not _EPOCH.year < end.year < _NEVER:
+        raise RuleError(
+            f"expires {text[:50]!r}: an exception that never ends is a change of the rule", node.at, remedy
+        )
     return (end - _EPOCH) // timedelta(microseconds=1) * 1000
 
 

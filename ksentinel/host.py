@@ -80,6 +80,11 @@ def now() -> datetime:
     return datetime.now().astimezone()
 
 
+def now_ns() -> int:
+    """Return the time, in nanoseconds since the epoch."""
+    return time.time_ns()
+
+
 def local(naive: datetime) -> datetime:
     """Return a time of this host's zone, as it was then (summer or winter); ValueError if there is none."""
     try:

@@ -238,7 +238,6 @@ class Incidents:
 
         Apart, because a harmless match that agrees with an anomaly must not lift another one that doesn't.
         """
-
         contexts = (Context.LOSSY,) if incident.lossy else ()
 
         def say(matches: Sequence[Match], anomalies: Sequence[Anomaly]) -> Verdict:
@@ -326,7 +325,11 @@ class Incidents:
         if witness.match is not None:
             new = _enter_match(incident, witness.match, witness.time_ns)
             best = min(
-                ((self._weakness(p.anomaly), p.time_ns, p.lossy, p.anomaly) for p in partners if p.anomaly is not None),
+                (
+                    (self._weakness(p.anomaly), p.time_ns, p.lossy, p.anomaly)
+                    for p in partners
+                    if p.anomaly is not None
+                ),
                 key=lambda one: one[:2],
                 default=None,
             )

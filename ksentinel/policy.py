@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 from ksentinel.detectors import Anomaly
 from ksentinel.errors import Location, RuleError
@@ -42,6 +43,9 @@ class Action(StrEnum):
     def rank(self) -> int:
         """Its place in that order: texts have another."""
         return tuple(Action).index(self)
+
+
+_Choice = TypeVar("_Choice", Level, Action)
 
 
 class Context(StrEnum):
@@ -96,6 +100,19 @@ class Policy:
     tables: Mapping[Context, Table]
     learning_windows: int
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return the JSON form: by context, the rules' level and the model's."""
+        return {
+            "file": self.file,
+            "learning_windows": self.learning_windows,
+            "tables": {
+                str(context): {
+                    str(rule): {str(model): _plain(table[rule, model]) for model in Level} for rule in Level
+                }
+                for context, table in self.tables.items()
+            },
+        }
+
     def cell(self, rule: Level, model: Level, contexts: Collection[Context] = ()) -> Cell:
         """
         Return what holds in all of *contexts*: the lowest level and the least action.
@@ -147,6 +164,10 @@ def parse_policy(text: str, file: str | Path) -> Policy:
     named = _parts(parts["tables"], Context, "tables")
     tables = {context: MappingProxyType(_table(named[context], context)) for context in Context}
     return Policy(str(file), MappingProxyType(tables), _number(parts["learning_windows"], "learning_windows"))
+
+
+def _plain(cell: Cell) -> dict[str, str]:
+    return {"level": str(cell.level), "permits": str(cell.permits)}
 
 
 def _parts(node: Node, names: Iterable[str], what: str) -> dict[str, Node]:
@@ -205,12 +226,12 @@ def _cell(node: Node) -> Cell:
     if text is None:
         raise RuleError("a cell is a level, and what is permitted: high deny", node.at, _REMEDY)
     level, _, action = text.partition(" ")
-    named = _one_of(level, Level.__members__.values(), "level", node.at)
+    named = _one_of(level, Level, "level", node.at)
     permitted = [a for a in Action if a.rank > Action.ALERT.rank]
     return Cell(named, _one_of(action.strip(), permitted, "action", node.at) if action else Action.ALERT)
 
 
-def _one_of[T](text: str, choices: Iterable[T], what: str, at: Location) -> T:
+def _one_of(text: str, choices: Iterable[_Choice], what: str, at: Location) -> _Choice:
     by_name = {str(choice): choice for choice in choices}
     if text not in by_name:
         raise RuleError(f"{what} {text[:50]!r} is none of {', '.join(by_name)}", at, suggest(text, by_name))

@@ -115,7 +115,11 @@ def judge(
     level = policy.cell(place.rule, place.model, place.contexts).level
     if level is Level.NONE:
         return Verdict(Level.NONE)
-    agreed = max(m.level for m in matches) > Level.NONE and any(d is None and s for s, d in spoken) if matches else False
+    agreed = (
+        max(m.level for m in matches) > Level.NONE and any(d is None and s for s, d in spoken)
+        if matches
+        else False
+    )
     answers = _best(_answer(match, spoken, around, policy) for match in matches if match.rule.response)
     return Verdict(
         level,
@@ -131,7 +135,7 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """Return the verdict on all that *verdicts* were on apart: the worst, the first of equals, with the best answers."""
     first = max(verdicts, key=lambda verdict: verdict.level)
     answers = _best(answer for verdict in verdicts for answer in verdict.answers)
-    action = max((a.action for a in (first, *answers)), key=lambda a: a.rank)
+    action = max((first.action, *(answer.action for answer in answers)), key=lambda a: a.rank)
     return replace(first, action=action, answers=answers)
 
 
@@ -186,21 +190,22 @@ def _answer(
     asked = Action(response.action)
     asks = f"rule {rule.title!r} asks for {asked}" + (" when anomalous" if response.anomalous else "")
     if match.exception is not None:
-        return Answer(rule.id, asked, Action.ALERT, f"{asks}: but it is excepted")
+        return Answer(rule.id, asked, Action.ALERT, f"{asks}: it is excepted")
     # The second key is the word of a model that knows the program: of others no threshold was calibrated.
     keys = [(model, doubt) for model, doubt in spoken if not response.anomalous or (doubt is None and model)]
     if not keys:
         doubt = next((doubt for _, doubt in spoken if doubt is not None), None)
         why = {
-            Context.LEARNING: "but the model is still learning this program",
-            Context.UNSEEN: "but the model doesn't know this program",
+            Context.LEARNING: "the model is still learning this program",
+            Context.UNSEEN: "the model doesn't know this program",
         }.get(doubt or Context.KNOWN, "the model says nothing")
         return Answer(rule.id, asked, Action.ALERT, f"{asks}: {why}")
     places = [
         Place(rule.level, model, (*around, *([doubt] if doubt is not None else []))) for model, doubt in keys
     ]
     permits, place = max(
-        ((policy.cell(p.rule, p.model, p.contexts).permits, p) for p in places), key=lambda one: one[0].rank
+        ((policy.cell(p.rule, p.model, p.contexts).permits, p) for p in places),
+        key=lambda one: (one[0].rank, one[1].model),
     )
     if asked.rank <= permits.rank:
         return Answer(rule.id, asked, asked, f"{asks}: the policy permits it ({place})")
@@ -249,7 +254,11 @@ def _reasons(
         yield "training never saw this executable: compared with the whole host"
     if Context.LEARNING in doubts:
         one = doubts[Context.LEARNING]
-        why = "its content has changed since training" if one.changed else f"training saw {one.trained_on} windows of it"
+        why = (
+            "its content has changed since training"
+            if one.changed
+            else f"training saw {one.trained_on} windows of it"
+        )
         yield f"the model is still learning this program: {why}"
     if Context.LOSSY in place.contexts:
         yield "records were lost meanwhile: an absence proves nothing"

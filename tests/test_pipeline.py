@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up import CAT, HTTPD, OTHER_SHELL, SECOND, SHELL, START, child, events
+from made_up import CAT, HTTPD, OTHER_SHELL, SECOND, SHELL, START, Incidents, child, events
 from small_host import ATTACK, make_windows
 
 from ksentinel.detectors.calibration import Calibration
@@ -18,7 +18,6 @@ from ksentinel.detectors.profiles import Profiles
 from ksentinel.detectors.stide import Stide
 from ksentinel.event import ExecEvent, Origin, SyscallEvent
 from ksentinel.explain.explanation import Explainer
-from ksentinel.incident import Incidents
 from ksentinel.level import Level
 from ksentinel.pipeline import Pipeline
 from ksentinel.recording import Reader, Writer
@@ -103,6 +102,9 @@ def test_agree(rules, model, monkeypatch):
         "tokens_scored": 128,
         "windows_flagged": 1,
         "matches": 1,
+        "matches_excepted": 0,
+        "exceptions_active": 0,
+        "exceptions_expired": 0,
         "alerts": 1,
         "revisions": 1,
     }

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import CAT, HTTPD, SHELL, START, anomaly, child, events, match, processes, texts
+from made_up import CAT, HTTPD, SHELL, START, anomaly, child, events, judge, match, processes, texts
 
 from ksentinel.alert import Alert, Evidence
 from ksentinel.event import Address, AuditEvent, ExecEvent, Origin, Process, ProcessKey, SyscallEvent
 from ksentinel.explain.wording import clause, did, name, paragraph
 from ksentinel.level import Level
 from ksentinel.rules import Clause, Match, Rule
-from ksentinel.verdict import Verdict, judge
+from ksentinel.verdict import Verdict
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
