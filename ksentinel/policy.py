@@ -166,6 +166,23 @@ def parse_policy(text: str, file: str | Path) -> Policy:
     return Policy(str(file), MappingProxyType(tables), _number(parts["learning_windows"], "learning_windows"))
 
 
+def forbidden(cell: Cell, rule: Level, model: Level, context: Context) -> str:
+    """Return why no policy may have *cell* in that place; empty if it may."""
+    acts = cell.permits.rank > Action.ALERT.rank
+    if rule is Level.NONE:
+        if acts:
+            return "a model alone never acts: that needs a rule that asks for it"
+        if cell.level > MODEL_ALONE:
+            return f"a model alone is at most {MODEL_ALONE}"
+        if model is Level.NONE and cell.level is not Level.NONE:
+            return "where nobody says anything there is no alert"
+    elif cell.level is Level.NONE:
+        return "what matched is told: at least informational"
+    if acts and context is Context.EXCEPTED:
+        return "nothing is done about an excepted match"
+    return ""
+
+
 def _plain(cell: Cell) -> dict[str, str]:
     return {"level": str(cell.level), "permits": str(cell.permits)}
 
@@ -215,7 +232,7 @@ def _table(node: Node, context: Context) -> dict[tuple[Level, Level], Cell]:
             )
         for model, item in zip(Level, line.items, strict=True):
             cell = table[rule, model] = _cell(item)
-            wrong = _wrong(cell, rule, model, context)
+            wrong = forbidden(cell, rule, model, context)
             if wrong:
                 raise RuleError(f"{context}, rule {rule}, model {model}: {wrong}", item.at, _REMEDY)
     return table
@@ -236,20 +253,3 @@ def _one_of(text: str, choices: Iterable[_Choice], what: str, at: Location) -> _
     if text not in by_name:
         raise RuleError(f"{what} {text[:50]!r} is none of {', '.join(by_name)}", at, suggest(text, by_name))
     return by_name[text]
-
-
-def _wrong(cell: Cell, rule: Level, model: Level, context: Context) -> str:
-    """Return what no policy may say; empty if it doesn't."""
-    acts = cell.permits.rank > Action.ALERT.rank
-    if rule is Level.NONE:
-        if acts:
-            return "a model alone never acts: that needs a rule that asks for it"
-        if cell.level > MODEL_ALONE:
-            return f"a model alone is at most {MODEL_ALONE}"
-        if model is Level.NONE and cell.level is not Level.NONE:
-            return "where nobody says anything there is no alert"
-    elif cell.level is Level.NONE:
-        return "what matched is told: at least informational"
-    if acts and context is Context.EXCEPTED:
-        return "nothing is done about an excepted match"
-    return ""

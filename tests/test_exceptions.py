@@ -168,7 +168,6 @@ def test_none():
         ("'*'", "exec", r"e.yml:3:12: no rule 'exec' is loaded \(did you mean execs\?\)"),
         ("'*'", "[]", "rules is empty"),
         ("'*'", "['*', execs]", "no others beside it"),
-        ("'*'", "calls", "e.yml:8:14|e.yml:4"),
         ("{Image: /bin/cat}", "{Imago: /bin/cat}", "e.yml:4:13: no source for field 'Imago'"),
         ("{Image: /bin/cat}", "{}", "selection 'where' is empty"),
         ("  - id", "  - nothing\n  - id", "e.yml:2:5: an exception is a mapping"),
@@ -177,8 +176,6 @@ def test_none():
 def test_refused(old, new, said):
     """What is missing, misspelt or endless is refused, with its place."""
     text = BACKUP.format(rules="'*'", where="{Image: /bin/cat}", expires="2027-01-31").replace(old, new, 1)
-    if new == "calls":
-        text = text.replace("Image", "flag")
 
     with pytest.raises(RuleError, match=said):
         parse_exceptions(text, "e.yml", RULES)
@@ -189,7 +186,7 @@ def test_bounded():
     one = BACKUP.format(rules="'*'", where="{Image: /bin/cat}", expires="2027-01-31")
     entry = one.removeprefix("exceptions:\n")
 
-    with pytest.raises(RuleError, match="id 'backup' is taken by e.yml:2:5"):
+    with pytest.raises(RuleError, match=r"id 'backup' is taken by e\.yml:2:5"):
         parse_exceptions(one + entry, "e.yml", RULES)
     with pytest.raises(RuleError, match=f"{MOST + 1} exceptions, more than {MOST}"):
         parse_exceptions(one + entry * MOST, "e.yml", RULES)
