@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exceptions: what they cover, until when, and what is wrong with them."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -190,6 +192,18 @@ def test_bounded():
         parse_exceptions(one + entry, "e.yml", RULES)
     with pytest.raises(RuleError, match=f"{MOST + 1} exceptions, more than {MOST}"):
         parse_exceptions(one + entry * MOST, "e.yml", RULES)
+
+
+def test_documented():
+    """The example of docs/verdict.md is one, for the rules that ship."""
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "verdict.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    shipped = RuleSet.load([root / "rules"], trusted_uids=None).rules
+
+    (excepted,) = parse_exceptions(example, "e.yml", shipped).excepted
+    assert len(excepted.rules) == 2
+    assert f"at most {MOST:,} exceptions" in page
 
 
 def test_trust(tmp_path):

@@ -135,6 +135,19 @@ def test_doubt(fields, doubt):
     assert doubt is POLICY.doubt(anomaly(**fields))
 
 
+@pytest.mark.parametrize("context", Context)
+def test_documented(context):
+    """docs/verdict.md has each table as it ships."""
+    page = (FILE.parents[1] / "docs" / "verdict.md").read_text()
+    section = re.split(r"^##+ ", page.partition(f"\n### {context}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+
+    assert rows == [
+        ["rule \\ model", *map(str, Level)],
+        *([f"**{rule}**", *(str(POLICY.tables[context][rule, model]) for model in Level)] for rule in Level),
+    ]
+
+
 def test_plain():
     """The JSON form has every cell."""
     plain = POLICY.to_plain()
