@@ -76,8 +76,10 @@ class Alert:
 
     @property
     def title(self) -> str:
-        """The worst rule's title, or what the model saw."""
-        worst = max(self.matches, key=lambda m: (m.level, m.rule.level), default=None)
+        """The worst rule's title, or what the model saw; of what is excepted only if there is nothing else."""
+        standing = [m for m in self.matches if m.exception is None]
+        matches = standing if standing or self.anomalies else self.matches
+        worst = max(matches, key=lambda m: m.rule.level, default=None)
         if worst is not None:
             return worst.rule.title
         return f"Unusual system calls of {self.process.exe or 'an unknown program'}"

@@ -235,19 +235,19 @@ def _tests(node: Node, rules: Sequence[Rule], table: Mapping[str, Source], *, ev
     """
     Compile the selection for each log source that it can meet.
 
-    One of named rules must make sense for each of them; one of all rules, or of correlations, for one source.
+    It must make sense for each rule that is named (*every*), and for one source at least.
     """
-    wanted = {rule.source for rule in rules}
-    every = every and wanted <= set(table)
-    if not wanted <= set(table):  # a correlation is covered by its parts, whatever these are
-        wanted = set(table)
+    named = {rule.source for rule in rules}
+    asked = named & set(table)
+    # A correlation is covered by its parts, of whatever source these are.
+    wanted = asked if named <= set(table) else set(table)
     tests: dict[str, Test] = {}
     failure: RuleError | None = None
     for name in sorted(wanted):
         try:
             tests[name] = compile_selection(node, table[name])
         except RuleError as error:
-            if every:
+            if every and name in asked:
                 raise
             failure = failure or error
     if not tests:

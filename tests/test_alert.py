@@ -58,6 +58,8 @@ def test_excepted():
         "reason": "nightly",
         "expires": when(START),
     }
+    assert alert([excepted]).title == "Web shell"
+    assert alert([excepted], [anomaly()]).title == "Unusual system calls of /bin/sh"
     assert alert([excepted]).to_plain()["policy"]["contexts"] == ["excepted"]
 
 

@@ -105,7 +105,15 @@ def test_correlation_is_covered_by_its_last_part():
     """What a correlation is about is its parts' log source."""
     part, *_ = SET.match(event_from_plain(CAT))
     correlated = Match(replace(part.rule, id="c", source="correlation"), part.event, (), parts=(part,))
+    rules = [*RULES, correlated.rule]
 
+    def named(names, where):
+        text = BACKUP.format(rules=names, where=where, expires="2027-01-31")
+        return parse_exceptions(text, "e.yml", rules)
+
+    assert named("c", "{Image: /bin/cat}").mark(correlated).exception
+    with pytest.raises(RuleError, match="no source for field 'Image' in auditd"):
+        named("[c, audits]", "{Image: /bin/cat}")
     assert backup("'*'").mark(correlated).exception
     assert not backup("'*'", "{Image: /bin/dog}").mark(correlated).exception
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from made_up import POLICY, SECOND, START, anomaly, judge, match
 
 from ksentinel.level import Level
-from ksentinel.policy import Action, Context
+from ksentinel.policy import Action, Cell, Context, Policy, forbidden
 from ksentinel.rules import ACTIONS, Exemption, Response
 from ksentinel.verdict import Place, moment, p_text, worst
 
@@ -149,6 +149,23 @@ def test_more_is_never_less(matches, anomalies, more_matches, more_anomalies, co
 
     assert before.level <= after.level
     assert before.action.rank <= after.action.rank
+
+
+@given(st.integers(0, 1 << 128), _matches, _doubts, _lossy)
+def test_whatever_a_policy_says(seed, matches, anomalies, contexts):
+    """By any policy that loads: no action but what a standing rule asks for, at most medium without a rule."""
+    tables = {}
+    for context, rule, model in product(Context, Level, Level):
+        cells = [Cell(level, permits) for level, permits in product(Level, list(Action)[1:])]
+        good = [cell for cell in cells if not forbidden(cell, rule, model, context)]
+        seed, place = divmod(seed * 6364136223846793005 + 1442695040888963407, 1 << 64)
+        tables.setdefault(context, {})[rule, model] = good[place % len(good)]
+    verdict = judge(matches, anomalies, contexts, Policy("", tables, 50))
+    asked = {m.rule.response.action for m in matches if m.rule.response and m.exception is None}
+
+    assert verdict.action.rank <= Action.ALERT.rank or verdict.action in asked
+    assert matches or verdict.level <= M
+    assert verdict.level > N or not matches
 
 
 def test_new_program_agrees_with_nothing():

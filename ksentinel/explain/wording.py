@@ -151,7 +151,8 @@ def _excepted(alert: Alert) -> str:
     told = (
         f"{printable(by.owner, 60)} expects that until {moment(by.expires_ns)}: {printable(by.reason, 200)}"
     )
-    return f"{told} (exception {printable(by.id, 60)}); so this is {alert.level}."
+    but = "; what the model says stands" if alert.anomalies else ""
+    return f"{told} (exception {printable(by.id, 60)}){but}; so this is {alert.level}."
 
 
 def _conclusion(alert: Alert) -> str:

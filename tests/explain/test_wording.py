@@ -149,6 +149,9 @@ def test_excepted():
     assert paragraph(alert([match(CAT, exception=exemption)]), {}).endswith(
         "sto\\x1brage expects that until 2023-11-14 22:13 UTC: Reads all (exception backup); so this is informational."
     )
+    assert paragraph(alert([match(CAT, exception=exemption)], [anomaly(CAT)]), {}).endswith(
+        "(exception backup); what the model says stands; so this is medium."
+    )
 
 
 @given(st.floats(1e-12, 1))
