@@ -57,9 +57,9 @@ def test_forbidden_cells_are_refused(context, rule, model):
     [
         ("policy: 1", "policy: 2", "p.yml:8:9: policy must be 1"),
         ("policy: 1", "politics: 1", "is no policy"),
-        ("learning_windows: 50", "learning_windows: many", "p.yml:11:19: learning_windows must be a number"),
-        ("learning_windows: 50", "learning_windows: 99999999", "learning_windows must be a number"),
-        ("learning_windows: 50", "", "lacks 'learning_windows'"),
+        ("learning_windows: 20", "learning_windows: many", "p.yml:11:19: learning_windows must be a number"),
+        ("learning_windows: 20", "learning_windows: 99999999", "learning_windows must be a number"),
+        ("learning_windows: 20", "", "lacks 'learning_windows'"),
         ("  lossy:", "  losy:", r"tables has no 'losy' \(did you mean lossy\?\)"),
         ("model:", "modle:", r"a policy has no 'modle' \(did you mean model\?\)"),
         ("[none,                informational,       low,                 medium,              high,", "[low,", "model names the columns"),
@@ -126,8 +126,8 @@ def test_shipped_rises(context, kind):
         ({}, None),
         ({"unseen": True, "changed": True}, Context.UNSEEN),
         ({"changed": True}, Context.LEARNING),
-        ({"trained_on": 49}, Context.LEARNING),
-        ({"trained_on": 50}, None),
+        ({"trained_on": 19}, Context.LEARNING),
+        ({"trained_on": 20}, None),
     ],
 )
 def test_doubt(fields, doubt):
@@ -152,6 +152,6 @@ def test_plain():
     """The JSON form has every cell."""
     plain = POLICY.to_plain()
 
-    assert plain["learning_windows"] == 50
+    assert plain["learning_windows"] == 20
     assert plain["tables"]["known"]["high"]["none"] == {"level": "high", "permits": "deny"}
     assert sum(len(line) for table in plain["tables"].values() for line in table.values()) == 180
