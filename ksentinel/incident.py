@@ -246,8 +246,8 @@ class Incidents:
         matches = [e.match for e in incident.matches.values() if e.match is not None]
         anomalies = [e.anomaly for e in incident.anomalies if e.anomaly is not None]
         agreeing = [match for match in matches if match.kind in incident.agreeing]
-        together = say(agreeing, list(incident.agreeing.values()))
-        return worst([together, say(matches, []), say([], anomalies)])
+        kinds = [(agreeing, list(incident.agreeing.values())), (matches, []), ([], anomalies)]
+        return worst([say(*kind) for kind in kinds if kind[0] or kind[1]])
 
     def _tell(self, incident: _Incident, *, new: bool) -> Iterator[Alert]:
         """Yield *incident* if there is something to tell: *new* evidence, or a worse verdict."""

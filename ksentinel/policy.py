@@ -42,8 +42,10 @@ class Action(StrEnum):
     @property
     def rank(self) -> int:
         """Its place in that order: texts have another."""
-        return tuple(Action).index(self)
+        return _RANKS[self]
 
+
+_RANKS = {action: rank for rank, action in enumerate(Action)}
 
 _Choice = TypeVar("_Choice", Level, Action)
 
@@ -122,7 +124,9 @@ class Policy:
         contexts
             None is `Context.KNOWN`.
         """
-        cells = [self.tables[context][rule, model] for context in contexts or (Context.KNOWN,)]
+        if len(contexts) <= 1:
+            return self.tables[next(iter(contexts), Context.KNOWN)][rule, model]
+        cells = [self.tables[context][rule, model] for context in contexts]
         return Cell(min(c.level for c in cells), min((c.permits for c in cells), key=lambda a: a.rank))
 
     def doubt(self, anomaly: Anomaly) -> Context | None:
