@@ -143,7 +143,9 @@ def _explaining(observer: Result) -> str:
     plain = observer.get("peak_rss_before_explaining_mebibytes")
     if not observer.get("explained") or plain is None:
         return ""
-    return f" ({number(plain)} MiB before it had its first alert to explain, which takes LIME and scikit-learn)"
+    return (
+        f" ({number(plain)} MiB before it had its first alert to explain, which takes LIME and scikit-learn)"
+    )
 
 
 def _own_use(result: Result) -> Iterable[str]:

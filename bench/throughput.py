@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ksentinel import policy
 from ksentinel.detectors.ngram import NGramModel
 from ksentinel.detectors.oneclass import OneClass
 from ksentinel.detectors.stide import Stide
@@ -120,7 +121,8 @@ def bare_fields(path: Path) -> int:
 
 def whole_walk(path: Path) -> int:
     """Lead the log through the whole walk with the shipped rules; returns the events."""
-    pipeline = Pipeline(RuleSet.load([shipped("rules")], trusted_uids=None), None, Incidents())
+    incidents = Incidents(policy.load(shipped("rules/policy.yml"), trusted_uids=None))
+    pipeline = Pipeline(RuleSet.load([shipped("rules")], trusted_uids=None), None, incidents)
     stream = AuditLogs([path], Redactor())
     for _ in pipeline.walk(stream):
         pass

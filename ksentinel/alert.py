@@ -10,7 +10,7 @@ from ksentinel.codec import event_to_plain, process_to_plain
 from ksentinel.detectors import Anomaly
 from ksentinel.event import Process
 from ksentinel.level import Level
-from ksentinel.rules import Match
+from ksentinel.rules import Exemption, Match
 from ksentinel.syscalls import token_name
 from ksentinel.verdict import Verdict
 
@@ -76,8 +76,10 @@ class Alert:
 
     @property
     def title(self) -> str:
-        """The worst rule's title, or what the model saw."""
-        worst = max(self.matches, key=lambda m: m.rule.level, default=None)
+        """The worst rule's title, or what the model saw; of what is excepted only if there is nothing else."""
+        standing = [m for m in self.matches if m.exception is None]
+        matches = standing if standing or self.anomalies else self.matches
+        worst = max(matches, key=lambda m: m.rule.level, default=None)
         if worst is not None:
             return worst.rule.title
         return f"Unusual system calls of {self.process.exe or 'an unknown program'}"
@@ -92,6 +94,15 @@ class Alert:
             "action": str(self.verdict.action),
             "agreed": self.verdict.agreed,
             "reasons": list(self.verdict.reasons),
+            "policy": {
+                "rule": str(self.verdict.place.rule),
+                "model": str(self.verdict.place.model),
+                "contexts": [str(context) for context in self.verdict.place.contexts],
+            },
+            "answers": [
+                {"rule": a.rule, "asked": str(a.asked), "action": str(a.action), "reason": a.reason}
+                for a in self.verdict.answers
+            ],
             "title": self.title,
             "opened": when(self.opened_ns),
             "updated": when(self.updated_ns),
@@ -157,6 +168,16 @@ def _match(match: Match) -> dict[str, Any]:
             for clause in match.clauses
         ],
         "event": event_to_plain(match.event),
+        **({} if match.exception is None else {"exception": _exception(match.exception)}),
+    }
+
+
+def _exception(exception: Exemption) -> dict[str, Any]:
+    return {
+        "id": exception.id,
+        "owner": exception.owner,
+        "reason": exception.reason,
+        "expires": when(exception.expires_ns),
     }
 
 
@@ -168,6 +189,8 @@ def _anomaly(anomaly: Anomaly, arch: str) -> dict[str, Any]:
         "decided_by": anomaly.decided_by,
         "profile": list(anomaly.profile),
         "unseen": anomaly.unseen,
+        "trained_on": anomaly.trained_on,
+        "changed": anomaly.changed,
         **({"note": anomaly.note} if anomaly.note else {}),
         "calibrated_on": anomaly.calibrated_on,
         "members": [{"name": m.name, "score": m.score, "p_value": m.p_value} for m in anomaly.members],

@@ -54,6 +54,10 @@ class RulesConfig:
 
     paths: tuple[str, ...] = ()
     """Rule files and directories; empty: the rules that ship with ksentinel."""
+    policy: str = ""
+    """What rules and model are worth together; empty: the policy that ships with ksentinel."""
+    exceptions: str = ""
+    """Matches that are expected; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,11 @@ def now() -> datetime:
     return datetime.now().astimezone()
 
 
+def now_ns() -> int:
+    """Return the time, in nanoseconds since the epoch."""
+    return time.time_ns()
+
+
 def local(naive: datetime) -> datetime:
     """Return a time of this host's zone, as it was then (summer or winter); ValueError if there is none."""
     try:
@@ -254,7 +259,7 @@ def contents(manifest: Any, model: Any, tell: Callable[[str], None]) -> Iterator
         else:
             other = f": it has the content of {found.content_of}" if found.content_of else ""
             note = f"its content has changed since training{other}"
-        model.recognise(found.path, found.profile, note)
+        model.recognise(found.path, found.profile, note, changed=found.kind is not Kind.COPY)
         tell(f"{found.path}: {note}; it is compared with {found.profile}")
 
     def executes(pid: int) -> tuple[str, int, int] | None:

@@ -28,15 +28,18 @@ from ksentinel.alert import Alert, Evidence
 from ksentinel.detectors import Anomaly
 from ksentinel.event import Process, ProcessKey
 from ksentinel.level import Level
+from ksentinel.policy import Context, Policy
 from ksentinel.rules import Match
-from ksentinel.verdict import Context, Verdict, judge
+from ksentinel.verdict import Verdict, judge, worst
 
 SECOND = 1_000_000_000
 _MAX_WITNESSES = 256
 _MAX_ANOMALIES = 5
 _MAX_RULES = 50
 
-Signature = tuple[str, frozenset[str], frozenset[str]]
+Kind = tuple[str, bool]
+"""Of a match: `Match.kind`, its rule and whether it is excepted."""
+Signature = tuple[str, frozenset[Kind], frozenset[str]]
 
 
 @dataclass(slots=True)
@@ -46,10 +49,10 @@ class _Incident:
     process: Process
     opened_ns: int
     updated_ns: int
-    matches: dict[str, Evidence] = field(default_factory=dict)
+    matches: dict[Kind, Evidence] = field(default_factory=dict)
     anomalies: list[Evidence] = field(default_factory=list)
-    agreeing: dict[str, Anomaly] = field(default_factory=dict)
-    """By rule: the most unusual anomaly that agrees with its match."""
+    agreeing: dict[Kind, Anomaly] = field(default_factory=dict)
+    """By kind of match: the anomaly that agrees with it; one of a program that the model knows, then the most unusual."""
     lossy: bool = False
     revision: int = 0
     repeats: int = 0
@@ -77,17 +80,17 @@ class _Witness:
     incident: _Incident | None = None
 
     @property
-    def key(self) -> tuple[ProcessKey, str]:
+    def key(self) -> tuple[ProcessKey, Kind]:
         """Of several with the same key the latest is remembered, so that one process can't flush out the others."""
-        return self.process.key, "" if self.match is None else self.match.rule.id
+        return self.process.key, ("", False) if self.match is None else self.match.kind
 
 
 @dataclass(slots=True)
 class _Recent:
     """The latest witnesses of one service: apart, so that a flood of one kind doesn't flush out the other."""
 
-    matches: OrderedDict[tuple[ProcessKey, str], _Witness] = field(default_factory=OrderedDict)
-    anomalies: OrderedDict[tuple[ProcessKey, str], _Witness] = field(default_factory=OrderedDict)
+    matches: OrderedDict[tuple[ProcessKey, Kind], _Witness] = field(default_factory=OrderedDict)
+    anomalies: OrderedDict[tuple[ProcessKey, Kind], _Witness] = field(default_factory=OrderedDict)
     latest_ns: int = 0
 
 
@@ -97,6 +100,8 @@ class Incidents:
 
     Parameters
     ----------
+    policy
+        What rules and model are worth together.
     within_ns
         How far apart two witnesses may be and still agree.
     quiet_ns
@@ -111,6 +116,7 @@ class Incidents:
 
     def __init__(
         self,
+        policy: Policy,
         *,
         within_ns: int = 30 * SECOND,
         quiet_ns: int = 300 * SECOND,
@@ -119,6 +125,7 @@ class Incidents:
         arch: str = "x86_64",
         judge: Callable[..., Verdict] = judge,
     ) -> None:
+        self.policy = policy
         self.within_ns = within_ns
         self.quiet_ns = quiet_ns
         self.fold_ns = fold_ns
@@ -160,7 +167,7 @@ class Incidents:
                     concerned.append(other)
         self._remember(witness)
         for incident in concerned:
-            new = _enter(incident, witness, partners)
+            new = self._enter(incident, witness, partners)
             incident.updated_ns = max(incident.updated_ns, witness.time_ns)
             if self._open.get(incident.branch) is incident:
                 self._open.move_to_end(incident.branch)
@@ -231,16 +238,16 @@ class Incidents:
 
         Apart, because a harmless match that agrees with an anomaly must not lift another one that doesn't.
         """
+        contexts = (Context.LOSSY,) if incident.lossy else ()
 
         def say(matches: Sequence[Match], anomalies: Sequence[Anomaly]) -> Verdict:
-            unseen = any(anomaly.unseen for anomaly in anomalies)
-            return self._judge(matches, anomalies, Context(lossy=incident.lossy, unseen=unseen))
+            return self._judge(matches, anomalies, contexts, self.policy)
 
         matches = [e.match for e in incident.matches.values() if e.match is not None]
         anomalies = [e.anomaly for e in incident.anomalies if e.anomaly is not None]
-        agreeing = [match for match in matches if match.rule.id in incident.agreeing]
-        together = say(agreeing, list(incident.agreeing.values()))
-        return max(together, say(matches, []), say([], anomalies), key=lambda verdict: verdict.level)
+        agreeing = [match for match in matches if match.kind in incident.agreeing]
+        kinds = [(agreeing, list(incident.agreeing.values())), (matches, []), ([], anomalies)]
+        return worst([say(*kind) for kind in kinds if kind[0] or kind[1]])
 
     def _tell(self, incident: _Incident, *, new: bool) -> Iterator[Alert]:
         """Yield *incident* if there is something to tell: *new* evidence, or a worse verdict."""
@@ -295,7 +302,7 @@ class Incidents:
         evidence = (
             *sorted(
                 incident.matches.values(),
-                key=lambda e: (-(e.match.rule.level if e.match else 0), e.first_ns),
+                key=lambda e: (-_level(e), e.first_ns),
             ),
             *incident.anomalies,
         )
@@ -311,6 +318,48 @@ class Incidents:
             arch=self.arch,
         )
         return incident.told
+
+    def _enter(self, incident: _Incident, witness: _Witness, partners: Sequence[_Witness]) -> bool:
+        """Add *witness*, and with whom it agrees, to the evidence; tell whether something is new."""
+        incident.lossy |= witness.lossy
+        if witness.match is not None:
+            new = _enter_match(incident, witness.match, witness.time_ns)
+            best = min(
+                (
+                    (self._weakness(p.anomaly), p.time_ns, p.lossy, p.anomaly)
+                    for p in partners
+                    if p.anomaly is not None
+                ),
+                key=lambda one: one[:2],
+                default=None,
+            )
+            if best is not None and witness.match.kind in incident.matches:
+                _, time_ns, lossy, anomaly = best
+                incident.lossy |= lossy
+                self._agree(incident, witness.match, anomaly)
+                new |= _enter_anomaly(incident, anomaly, time_ns)
+            return new
+        if witness.anomaly is None:
+            return False
+        for partner in partners:
+            if partner.match is not None and partner.incident is incident:
+                self._agree(incident, partner.match, witness.anomaly)
+        return _enter_anomaly(incident, witness.anomaly, witness.time_ns)
+
+    def _agree(self, incident: _Incident, match: Match, anomaly: Anomaly) -> None:
+        known = incident.matches.get(match.kind)
+        if known is None:
+            return
+        agreed = incident.agreeing.get(match.kind)
+        if agreed is None:
+            # The first match of this rule may have been another process's: the one that agrees is the better evidence.
+            incident.matches[match.kind] = replace(known, match=match)
+        if agreed is None or self._weakness(anomaly) < self._weakness(agreed):
+            incident.agreeing[match.kind] = anomaly
+
+    def _weakness(self, anomaly: Anomaly) -> tuple[bool, float]:
+        """Order anomalies by what they are worth as a second witness, the best first."""
+        return self.policy.doubt(anomaly) is not None, anomaly.p_value
 
 
 def related(one: Process, other: Process) -> bool:
@@ -330,38 +379,19 @@ def branch_of(process: Process) -> ProcessKey:
     return branch.key
 
 
-def _enter(incident: _Incident, witness: _Witness, partners: Sequence[_Witness]) -> bool:
-    """Add *witness*, and with whom it agrees, to the evidence; tell whether something is new."""
-    incident.lossy |= witness.lossy
-    if witness.match is not None:
-        new = _enter_match(incident, witness.match, witness.time_ns)
-        best = min((p for p in partners if p.anomaly is not None), key=_unusual_first, default=None)
-        if best is not None and best.anomaly is not None and witness.match.rule.id in incident.matches:
-            incident.lossy |= best.lossy
-            _agree(incident, witness.match, best.anomaly)
-            new |= _enter_anomaly(incident, best.anomaly, best.time_ns)
-        return new
-    if witness.anomaly is None:
-        return False
-    for partner in partners:
-        if partner.match is not None and partner.incident is incident:
-            _agree(incident, partner.match, witness.anomaly)
-    return _enter_anomaly(incident, witness.anomaly, witness.time_ns)
-
-
 def _enter_match(incident: _Incident, match: Match, time_ns: int) -> bool:
-    rule = match.rule.id
-    known = incident.matches.get(rule)
+    kind = match.kind
+    known = incident.matches.get(kind)
     if known is not None:
-        incident.matches[rule] = replace(known, count=known.count + 1, last_ns=max(known.last_ns, time_ns))
+        incident.matches[kind] = replace(known, count=known.count + 1, last_ns=max(known.last_ns, time_ns))
         return False
     if len(incident.matches) >= _MAX_RULES:
-        mildest = min(incident.matches, key=lambda r: _level(incident.matches[r]))
-        if _level(incident.matches[mildest]) >= match.rule.level:
+        mildest = min(incident.matches, key=lambda k: _level(incident.matches[k]))
+        if _level(incident.matches[mildest]) >= match.level:
             return False
         del incident.matches[mildest]
         incident.agreeing.pop(mildest, None)
-    incident.matches[rule] = Evidence(1, time_ns, time_ns, match=match)
+    incident.matches[kind] = Evidence(1, time_ns, time_ns, match=match)
     return True
 
 
@@ -384,19 +414,6 @@ def _enter_anomaly(incident: _Incident, anomaly: Anomaly, time_ns: int) -> bool:
     return first
 
 
-def _agree(incident: _Incident, match: Match, anomaly: Anomaly) -> None:
-    rule = match.rule.id
-    known = incident.matches.get(rule)
-    if known is None:
-        return
-    agreed = incident.agreeing.get(rule)
-    if agreed is None:
-        # The first match of this rule may have been another process's: the one that agrees is the better evidence.
-        incident.matches[rule] = replace(known, match=match)
-    if agreed is None or anomaly.p_value < agreed.p_value:
-        incident.agreeing[rule] = anomaly
-
-
 def _speaker(evidence: Evidence) -> Process:
     """Return the process that the evidence is about: that of the first piece is the alert's."""
     if evidence.match is not None:
@@ -406,15 +423,11 @@ def _speaker(evidence: Evidence) -> Process:
 
 
 def _level(evidence: Evidence) -> Level:
-    return Level.NONE if evidence.match is None else evidence.match.rule.level
+    return Level.NONE if evidence.match is None else evidence.match.level
 
 
-def _unusual_first(witness: _Witness) -> tuple[float, int]:
-    return (1.0 if witness.anomaly is None else witness.anomaly.p_value), witness.time_ns
-
-
-def _badness(verdict: Verdict) -> tuple[Level, bool]:
-    return verdict.level, verdict.agreed
+def _badness(verdict: Verdict) -> tuple[Level, bool, int]:
+    return verdict.level, verdict.agreed, verdict.action.rank
 
 
 def _signature(incident: _Incident) -> Signature:

@@ -9,6 +9,7 @@ from ksentinel.alert import Alert
 from ksentinel.detectors import Anomaly
 from ksentinel.detectors.model import Model
 from ksentinel.event import Event
+from ksentinel.exceptions import Exceptions, ended
 from ksentinel.flight import Flight
 from ksentinel.incident import Incidents
 from ksentinel.level import Level
@@ -33,6 +34,12 @@ class Pipeline:
         Is shown every window's anomaly, also those below every threshold (for a live display).
     flight
         Is handed every item and every alert, to keep what came before and after.
+    exceptions
+        Marks matches that are expected.
+    tell
+        Is told when an exception has ended.
+    clock
+        Nanoseconds since the epoch, to see an exception end while nothing happens; None: time is that of the events.
     """
 
     def __init__(
@@ -44,6 +51,9 @@ class Pipeline:
         explain: Explain | None = None,
         watch: Callable[[Anomaly], None] | None = None,
         flight: Flight | None = None,
+        exceptions: Exceptions | None = None,
+        tell: Callable[[str], None] | None = None,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self.rules = rules
         self.model = model
@@ -51,6 +61,9 @@ class Pipeline:
         self.explain = explain
         self.watch = watch
         self.flight = flight
+        self.exceptions = exceptions or Exceptions()
+        self.tell = tell
+        self.clock = clock
         self.counts: Counter[str] = Counter()
         # What adds up is counted at once: another thread may ask for the account at any time.
         self._counting = threading.Lock()
@@ -63,7 +76,9 @@ class Pipeline:
         lost something says so.
         """
         lost = stream.lost()
+        self._expire([])
         for batch in stream:
+            self._expire(batch)
             now_lost = stream.lost()
             lossy = now_lost > lost
             lost = now_lost
@@ -108,7 +123,7 @@ class Pipeline:
         )
         flight = {} if self.flight is None else self.flight.account()
         with self._counting:
-            return {name: self.counts[name] for name in names} | flight
+            return {name: self.counts[name] for name in names} | self.exceptions.account() | flight
 
     def _assess(self, batch: list[Item]) -> list[Anomaly | None]:
         """Return what the model says of each window of *batch*, None where it has no say."""
@@ -130,7 +145,17 @@ class Pipeline:
     def _match(self, event: Event, *, lossy: bool) -> Iterator[Alert]:
         for match in self.rules.match(event):
             self.counts["matches"] += 1
-            yield from self.incidents.match(match, lossy=lossy)
+            yield from self.incidents.match(self.exceptions.mark(match), lossy=lossy)
+
+    def _expire(self, batch: list[Item]) -> None:
+        """Say which exceptions have ended by now."""
+        if self.clock is not None:
+            now_ns = self.clock()
+        else:
+            now_ns = max((i.last_ns if isinstance(i, Window) else i.time_ns for i in batch), default=0)
+        for exemption in self.exceptions.expire(now_ns):
+            if self.tell is not None:
+                self.tell(ended(exemption))
 
     def _tell(self, alerts: Iterator[Alert]) -> Iterator[Alert]:
         for alert in alerts:

@@ -2,9 +2,11 @@
 """A web server with its branches, what rules and models say of it, and arbitrary events, for tests."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import strategies as st
 
+from ksentinel import incident, policy, verdict
 from ksentinel.detectors import Anomaly, MemberScore
 from ksentinel.event import (
     BEFORE,
@@ -24,7 +26,18 @@ from ksentinel.rules import Clause, Match, Rule
 from ksentinel.window import LENGTH, Cause, Window
 
 SECOND = 1_000_000_000
+POLICY = policy.load(Path(__file__).parents[1] / "rules" / "policy.yml", trusted_uids=None)
 START = 1_700_000_000 * SECOND
+
+
+def judge(matches, anomalies, contexts=(), by=POLICY):
+    """Return the verdict by the policy that ships."""
+    return verdict.judge(matches, anomalies, contexts, by)
+
+
+def Incidents(**options):  # noqa: N802 -- stands for the class
+    """Return incidents by the policy that ships."""
+    return incident.Incidents(POLICY, **options)
 
 
 def child(parent, pid, exe):
@@ -43,21 +56,21 @@ CROND = Process(ProcessKey(30, 30), exe="/usr/sbin/cron", argv=("cron",), parent
 JOB = child(CROND, 31, "/bin/sh")
 
 
-def match(process=SHELL, at=0.0, level=Level.MEDIUM, rule="web shell", **fields):
+def match(process=SHELL, at=0.0, level=Level.MEDIUM, rule="web shell", *, exception=None, **fields):
     """Return what a rule says of an exec, *at* seconds after the start."""
     event = ExecEvent(
         time_ns=START + round(at * SECOND), process=process, tid=process.key.pid, origin=Origin.BPF
     )
     clause = Clause("selection", "Image", f"endswith {process.exe!r}", process.exe, (0, len(process.exe)))
-    return Match(Rule(rule, rule.capitalize(), level, **fields), event, (clause,))
+    return Match(Rule(rule, rule.capitalize(), level, **fields), event, (clause,), exception=exception)
 
 
-def anomaly(process=SHELL, at=0.0, level=Level.MEDIUM, p_value=1e-5, *, unseen=False, lossy=False):
+def anomaly(process=SHELL, at=0.0, level=Level.MEDIUM, p_value=1e-5, *, unseen=False, lossy=False, **fields):
     """Return what a model says of a window that ends *at* seconds after the start."""
     last_ns = START + round(at * SECOND)
     window = Window(process, process.key.pid, last_ns - SECOND, last_ns, (59, 101, 165), lossy=lossy)
     members = (MemberScore("ngram", 9.5, p_value),)
-    return Anomaly(window, p_value, level, members, "ngram", window.profile, unseen)
+    return Anomaly(window, p_value, level, members, "ngram", window.profile, unseen, **fields)
 
 
 # Text as it comes from the kernel: any bytes but NUL, those that are no UTF-8 as surrogates.

@@ -7,12 +7,12 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import CAT, SHELL, START, anomaly, match
+from made_up import CAT, SHELL, START, anomaly, judge, match
 
 from ksentinel.alert import Alert, Evidence, when, worst
 from ksentinel.codec import event_from_plain, process_from_plain
 from ksentinel.level import Level
-from ksentinel.verdict import judge
+from ksentinel.rules import Exemption, Response
 
 
 def alert(matches=(), anomalies=(), **fields):
@@ -45,6 +45,24 @@ def test_parts():
     assert ((m,), (a,), Level.HIGH) == (both.matches, both.anomalies, both.level)
 
 
+def test_excepted():
+    """What is excepted says whose and until when, and titles no alert that something else is about."""
+    exemption = Exemption("backup", "storage", "nightly", START)
+    excepted = match(level=Level.HIGH, exception=exemption)
+    told = alert([excepted, match(level=Level.LOW, rule="mild")])
+
+    assert told.title == "Mild"
+    assert told.to_plain()["evidence"][0]["match"]["exception"] == {
+        "id": "backup",
+        "owner": "storage",
+        "reason": "nightly",
+        "expires": when(START),
+    }
+    assert alert([excepted]).title == "Web shell"
+    assert alert([excepted], [anomaly()]).title == "Unusual system calls of /bin/sh"
+    assert alert([excepted]).to_plain()["policy"]["contexts"] == ["excepted"]
+
+
 def test_worst():
     """The highest level, or none."""
     assert Level.NONE is worst([])
@@ -54,7 +72,11 @@ def test_worst():
 def test_plain():
     """The JSON form has everything, in words."""
     m = match(
-        CAT, tags=("attack.execution", "attack.t1059.004"), file="rules/x.yml", false_positives=("none",)
+        CAT,
+        tags=("attack.execution", "attack.t1059.004"),
+        file="rules/x.yml",
+        false_positives=("none",),
+        response=Response("kill", anomalous=True),
     )
     plain = orjson.loads(orjson.dumps(alert([m], [anomaly()], repeats=3).to_plain()))
 
@@ -69,7 +91,7 @@ def test_plain():
         "id": "0011",
         "revision": 1,
         "level": "high",
-        "action": "block",
+        "action": "kill",
         "agreed": True,
         "title": "Web shell",
         "opened": "2023-11-14T22:13:20.000000+00:00",
@@ -78,6 +100,8 @@ def test_plain():
         "repeats": 3,
         "techniques": ["T1059.004"],
     }  # fmt: skip
+    assert plain["policy"] == {"rule": "medium", "model": "medium", "contexts": []}
+    assert [(a["rule"], a["asked"], a["action"]) for a in plain["answers"]] == [("web shell", "kill", "kill")]
     assert process_from_plain(plain["process"]) == SHELL
     first, second = plain["evidence"]
     assert m.event == event_from_plain(first["match"]["event"])

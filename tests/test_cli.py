@@ -1427,7 +1427,10 @@ def test_status_of_a_monitor(made, tmp_path, run):
 
     (before,), (after,) = first.objects, second.objects
     assert (after["pid"], after["version"], after["mode"]) == (process.pid, ksentinel.__version__, "monitor")
-    assert (after["store"], after["rules"]) == (str(store), len(list((HERE.parent / "rules").rglob("*.yml"))))
+    assert (after["store"], after["rules"]) == (
+        str(store),
+        len(list((HERE.parent / "rules").glob("*/*.yml"))),
+    )
     if model:
         about = {name: after["model"][name] for name in ("path", "host", "kernel", "recordings")}
         assert about == {
@@ -1553,3 +1556,64 @@ def test_guards(run):
         "bits",
     }
     assert {rule["error"] for rule in plain} == {None}
+
+
+def test_policy(run, tmp_path):
+    """The policy in force and the exceptions, as a table and as JSON."""
+    exceptions = tmp_path / "exceptions.yml"
+    exceptions.write_text(
+        "exceptions:\n"
+        "  - {id: 'old\\e[2J', rules: '*', where: {Image: /x}, owner: ops, reason: was so, expires: 2020-01-01}\n".replace(
+            "\\e", "\\x1b"
+        ).replace("'", '"')
+        + "  - {id: new, rules: setuid_bit, where: {Image: /x}, owner: ops, reason: is so, expires: 2199-01-01}\n"
+    )
+    config = tmp_path / "config.yml"
+    config.write_text(f"rules: {{exceptions: {exceptions}}}")
+    exceptions.chmod(0o600)
+    shown = run("rules", "policy", "--config", config)
+    (told,) = run("rules", "policy", "--config", config, "--json").objects
+
+    assert shown.status == 0
+    assert "critical quarantine" in shown.text
+    assert "1 exceptions in force, 1 ended" in shown.text
+    assert "2020-01-02 00:00 UTC (ended)" in shown.text
+    assert b"\x1b[2J" not in shown.out
+    assert [(e["id"], e["active"]) for e in told["exceptions"]] == [("old\x1b[2J", False), ("new", True)]
+    assert told["policy"]["tables"]["lossy"]["critical"]["low"] == {"level": "critical", "permits": "deny"}
+
+
+def test_policy_of_one_s_own(run, tmp_path):
+    """A policy that lets a model act alone ends a run before it begins, with the place; another one is followed."""
+    policy, config = tmp_path / "policy.yml", tmp_path / "config.yml"
+    text = (HERE.parent / "rules" / "policy.yml").read_text()
+    config.write_text(f"rules: {{policy: {policy}}}")
+    policy.write_text(re.sub(r"( none: .* informational, *)low,", r"\1low kill,", text, count=1))
+    policy.chmod(0o600)
+    refused = run("replay", WEBSHELL, "--config", config)
+    policy.write_text(text.replace("[high deny, ", "[low deny, ").replace("[critical kill, ", "[low, "))
+    mild = run("replay", WEBSHELL, "--config", config, "--json")
+    loud = run("replay", WEBSHELL, "--json")
+
+    assert refused.status == 1
+    assert re.search(
+        r"policy\.yml:\d+:\d+: known, rule none, model low: a model alone never acts", refused.err
+    )
+    assert "high" not in {alert["level"] for alert in mild.objects if "level" in alert}
+    assert {"high"} <= {alert["level"] for alert in loud.objects if "level" in alert}
+    assert all(alert["policy"]["model"] == "none" for alert in loud.objects if "level" in alert)
+
+
+def test_excepted_replay(run, tmp_path):
+    """Excepted matches are told as informational, and counted."""
+    exceptions, config = tmp_path / "exceptions.yml", tmp_path / "config.yml"
+    exceptions.write_text(
+        "exceptions:\n  - {id: all, rules: '*', where: {Image|exists: true}, owner: o, reason: r, expires: 2199-01-01}\n"
+    )
+    exceptions.chmod(0o600)
+    config.write_text(f"rules: {{exceptions: {exceptions}}}")
+    *alerts, account = run("replay", WEBSHELL, "--config", config, "--json").objects
+
+    assert {"informational"} == {alert["level"] for alert in alerts}
+    assert account["walk"]["matches_excepted"] == account["walk"]["matches"] > 0
+    assert account["walk"]["exceptions_active"] == 1

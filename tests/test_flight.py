@@ -20,9 +20,11 @@ from made_up import (
     SECOND,
     SHELL,
     START,
+    Incidents,
     anomaly,
     child,
     events,
+    judge,
     match,
     windows,
 )
@@ -31,7 +33,7 @@ from ksentinel.alert import Alert, Evidence
 from ksentinel.codec import event_from_plain
 from ksentinel.event import Address, AuditEvent, ExecEvent, ExitEvent, ForkEvent, Origin, Record, SyscallEvent
 from ksentinel.flight import Facts, Flight, Phase, facts, to_plain
-from ksentinel.incident import Incidents, related
+from ksentinel.incident import related
 from ksentinel.level import Level
 from ksentinel.pipeline import Pipeline
 from ksentinel.recording import Reader, Writer
@@ -39,7 +41,6 @@ from ksentinel.rules.fields import sources
 from ksentinel.rules.ruleset import EXAMPLE, RuleSet
 from ksentinel.rules.sigma import compile_rule
 from ksentinel.store import Store, to_json
-from ksentinel.verdict import judge
 from ksentinel.window import Cause, Window
 
 GRANDCHILD = child(CAT, 14, "/usr/bin/less")

@@ -4,14 +4,29 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import CAT, CROND, HTTPD, ID, JOB, OTHER_SHELL, SECOND, SHELL, anomaly, child, match
+from made_up import (
+    CAT,
+    CROND,
+    HTTPD,
+    ID,
+    JOB,
+    OTHER_SHELL,
+    SECOND,
+    SHELL,
+    START,
+    Incidents,
+    anomaly,
+    child,
+    match,
+)
 
 from ksentinel.event import Process, ProcessKey
-from ksentinel.incident import Incidents, branch_of, related
+from ksentinel.incident import branch_of, related
 from ksentinel.level import Level
-from ksentinel.rules import Match
+from ksentinel.rules import Exemption, Match, Response
 
 T = 30
+EXEMPTION = Exemption("backup", "storage", "nightly", START + 3600 * SECOND)
 
 
 def tell(incidents, *witnesses):
@@ -134,6 +149,58 @@ def test_later_match_that_agrees():
 
     assert (last.matches[0].event.process.exe, last.evidence[0].count) == ("/bin/cat", 2)
     assert last.verdict.agreed
+
+
+@pytest.mark.parametrize("response", [None, Response("kill"), Response("deny", anomalous=True)])
+@pytest.mark.parametrize("level", [Level.LOW, Level.MEDIUM, Level.HIGH])
+@pytest.mark.parametrize("doubt", [{}, {"unseen": True}, {"changed": True}])
+def test_order_is_no_matter(response, level, doubt):
+    """Whoever speaks first, the verdict in the end is the same, to the words."""
+    said, seen = anomaly(CAT, 3, **doubt), match(CAT, 3, level, response=response)
+    one, other = (flat(tell(Incidents(), *w))[-1].verdict for w in ([said, seen], [seen, said]))
+
+    assert one == other
+
+
+@pytest.mark.parametrize("trained_first", [True, False])
+def test_witness_without_doubt_goes_first(trained_first):
+    """A stranger that is more unusual doesn't take the place of the witness that agrees."""
+    knows, stranger = anomaly(CAT, 1, p_value=1e-3), anomaly(SHELL, 2, p_value=1e-9, unseen=True)
+    said = [knows, stranger] if trained_first else [stranger, knows]
+
+    assert flat(tell(Incidents(), *said, match(CAT, 3)))[-1].verdict.agreed
+    assert flat(tell(Incidents(), match(CAT, 3), *said))[-1].verdict.agreed
+
+
+def test_agreement_permits():
+    """A rule with two keys gets its action when the model agrees, and the incident is told again."""
+    seen = match(CAT, 0, Level.CRITICAL, response=Response("quarantine", anomalous=True))
+    (first,), (second,) = tell(Incidents(), seen, anomaly(CAT, 5))
+
+    assert (first.verdict.action, second.verdict.action) == ("alert", "quarantine")
+    assert first.id == second.id
+
+
+@pytest.mark.parametrize("excepted_first", [True, False])
+def test_excepted_match_stands_for_no_other(excepted_first):
+    """Of one rule, what is excepted and what isn't are two pieces of evidence: the second is told in full."""
+    excepted = match(CAT, 0, Level.HIGH, exception=EXEMPTION)
+    open_ = match(CAT, 1, Level.HIGH)
+    told = flat(tell(Incidents(), *([excepted, open_] if excepted_first else [open_, excepted])))
+
+    assert told[-1].level is Level.HIGH
+    assert [m.exception for m in told[-1].matches] == [None, EXEMPTION]
+    assert (told[0].level is Level.INFORMATIONAL) == excepted_first
+
+
+def test_excepted_matches_are_counted():
+    """They aren't thrown away: one alert, with how many there were."""
+    incidents = Incidents()
+    (told,), *others = tell(incidents, *(match(CAT, at, exception=EXEMPTION) for at in range(5)))
+    (counted,) = incidents.finish()
+
+    assert (told.level, others) == (Level.INFORMATIONAL, [[]] * 4)
+    assert counted.evidence[0].count == 5
 
 
 def test_branches_stay_apart():

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up import CAT, HTTPD, OTHER_SHELL, SECOND, SHELL, START, child, events
+from made_up import CAT, HTTPD, OTHER_SHELL, SECOND, SHELL, START, Incidents, child, events
 from small_host import ATTACK, make_windows
 
 from ksentinel.detectors.calibration import Calibration
@@ -17,8 +17,8 @@ from ksentinel.detectors.ngram import NGramModel
 from ksentinel.detectors.profiles import Profiles
 from ksentinel.detectors.stide import Stide
 from ksentinel.event import ExecEvent, Origin, SyscallEvent
+from ksentinel.exceptions import parse_exceptions
 from ksentinel.explain.explanation import Explainer
-from ksentinel.incident import Incidents
 from ksentinel.level import Level
 from ksentinel.pipeline import Pipeline
 from ksentinel.recording import Reader, Writer
@@ -103,12 +103,49 @@ def test_agree(rules, model, monkeypatch):
         "tokens_scored": 128,
         "windows_flagged": 1,
         "matches": 1,
+        "matches_excepted": 0,
+        "exceptions_active": 0,
+        "exceptions_expired": 0,
         "alerts": 1,
         "revisions": 1,
     }
 
 
 NORMAL = CALIBRATE[0]
+EXPECTED = """\
+exceptions:
+  - {id: reader, rules: cat, where: {Image: /bin/cat}, owner: ops, reason: It reads, expires: 2023-11-14T22:13:30Z}
+"""
+
+
+def test_excepted(rules):
+    """What is expected is told quietly and counted, until the exception ends by the time of the events: which is told."""
+    said = []
+    exceptions = parse_exceptions(EXPECTED, "e.yml", rules.rules)
+    pipeline = Pipeline(rules, None, Incidents(quiet_ns=5 * SECOND), exceptions=exceptions, tell=said.append)
+    first, second, counted = pipeline.walk(Batches([cat(1), cat(2)], [NOTHING, cat(20)]))
+    account = pipeline.account()
+
+    assert [a.level for a in (first, second, counted)] == [
+        Level.INFORMATIONAL,
+        Level.LOW,
+        Level.INFORMATIONAL,
+    ]
+    assert counted.evidence[0].count == 2
+    assert [text.partition(",")[0] for text in said] == ["exception reader of ops has ended"]
+    assert (account["matches"], account["matches_excepted"]) == (3, 2)
+    assert (account["exceptions_active"], account["exceptions_expired"]) == (0, 1)
+
+
+@pytest.mark.parametrize(("now", "told"), [(START, 0), (START + 10 * SECOND, 1)])
+def test_clock(rules, now, told):
+    """Live an exception's end is told by the clock: at the start, or while nothing happens."""
+    said = []
+    exceptions = parse_exceptions(EXPECTED, "e.yml", rules.rules)
+    pipeline = Pipeline(rules, None, Incidents(), exceptions=exceptions, tell=said.append, clock=lambda: now)
+
+    assert list(pipeline.walk(Batches())) == []
+    assert told == len(said) == pipeline.account()["exceptions_expired"]
 
 
 def test_account_from_another_thread(rules):

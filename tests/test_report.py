@@ -360,3 +360,27 @@ def test_wrapping(words, width, indent, first):
     lines = file.getvalue().split("\n")
     assert [line for line in lines if cell_len(line) > width] == []
     assert "".join("".join(lines).split()) == "".join(text.plain.split())
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("alert", "worth an alert"),
+        ("deny", "would justify refusing it"),
+        ("kill", "would justify ending the process"),
+        ("quarantine", "would justify cutting its lineage off"),
+        ("block", "would justify blocking"),
+    ],
+)
+def test_action(shown, action, words):
+    """What the verdict justifies, what a rule got of what it asked for, and the cell of the policy; untrusted text made harmless."""
+    place = {"rule": "high", "model": "none", "contexts": ["unseen", "lossy"]}
+    answers = [{"rule": "r", "asked": "deny", "action": action, "reason": "rule 'x\x1b' asks for deny"}]
+    told = shown(report.explanation, alert(action=action, policy=place, answers=answers), width=200)
+
+    assert words in told[1]
+    at = told.index("• a reason")
+    assert told[at + 1 : at + 3] == [
+        "• rule 'x\\x1b' asks for deny",
+        "policy: rule high, model none, unseen + lossy",
+    ]

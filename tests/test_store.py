@@ -13,7 +13,7 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up import HTTPD, SHELL, START, anomaly, child, match
+from made_up import HTTPD, SHELL, START, anomaly, child, judge, match
 
 from ksentinel.alert import Alert, Evidence
 from ksentinel.config import StoreConfig
@@ -24,7 +24,6 @@ from ksentinel.level import Level
 from ksentinel.recording import Writer
 from ksentinel.search import Glob, Search
 from ksentinel.store import Store, to_json
-from ksentinel.verdict import judge
 
 ME = os.getuid()
 

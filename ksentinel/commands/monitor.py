@@ -63,7 +63,7 @@ def monitor(
         table = artifact.load_kernel(model, arch=platform.machine(), uid=host.user())
         manifest = artifact.read_manifest(model, uid=host.user())
     socket = _socket(settings, control, off=no_control)
-    pipeline = build_pipeline(settings, rules, model, arch=platform.machine())
+    pipeline = build_pipeline(settings, rules, model, arch=platform.machine(), clock=host.now_ns)
     with ExitStack() as stack:
         contents = None
         if model is not None:

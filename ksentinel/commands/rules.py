@@ -2,13 +2,15 @@
 """Rules: what is loaded, what could be said, what is wrong with them, and what they cost. No root needed."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ksentinel.commands.options import Json, RulePaths
+from ksentinel import host
+from ksentinel.commands.options import ConfigFile, Json, RulePaths, read_config
 from ksentinel.commands.output import print_json
-from ksentinel.commands.walk import load_rules, user_names
+from ksentinel.commands.walk import load_exceptions, load_policy, load_rules, user_names
 
 if TYPE_CHECKING:
     from ksentinel.rules.sigma import Compiled
@@ -57,3 +59,20 @@ def _list_guards(rules: "Sequence[Compiled]", *, json: bool) -> None:
         return
     for derived, error in told:
         print_json(to_plain(derived) | {"error": None if error is None else str(error)})
+
+
+@app.command("policy")
+def policy(rules: RulePaths = None, config: ConfigFile = None, json: Json = False) -> None:
+    """Print what rules and model are worth together, and what is excepted."""
+    from ksentinel.report.rules import exceptions_table, policy_tables
+
+    settings = read_config(config)
+    ruleset = load_rules(rules or [Path(path) for path in settings.rules.paths])
+    in_force = load_policy(settings)
+    exceptions = load_exceptions(settings, ruleset)
+    now_ns = host.now_ns()
+    if json:
+        print_json({"policy": in_force.to_plain(), "exceptions": exceptions.to_plain(now_ns)})
+        return
+    policy_tables(in_force)
+    exceptions_table(exceptions, now_ns)

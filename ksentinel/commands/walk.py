@@ -28,8 +28,42 @@ def user_names() -> dict[int, str]:
     return {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
 
 
-def build_pipeline(settings: Config, rules: list[Path] | None, folder: Path | None, *, arch: str) -> Any:
-    """Return the walk, with its rules, its model and its explanations; raises what is wrong with any of them."""
+def load_policy(settings: Config) -> Any:
+    """Return the policy of the configuration, by default the one that ships; raises RuleError."""
+    from ksentinel import policy
+    from ksentinel.shipped import shipped
+
+    named = settings.rules.policy
+    return policy.load(Path(named) if named else shipped("rules/policy.yml"), trusted_uids={0, host.user()})
+
+
+def load_exceptions(settings: Config, ruleset: Any) -> Any:
+    """Return the exceptions of the configuration, by default none; raises RuleError."""
+    from ksentinel import exceptions
+
+    named = settings.rules.exceptions
+    if not named:
+        return exceptions.Exceptions()
+    trusted = {0, host.user()}
+    return exceptions.load(Path(named), ruleset.rules, trusted_uids=trusted, users=user_names())
+
+
+def build_pipeline(
+    settings: Config,
+    rules: list[Path] | None,
+    folder: Path | None,
+    *,
+    arch: str,
+    clock: Callable[[], int] | None = None,
+) -> Any:
+    """
+    Return the walk, with its rules, its model and its explanations; raises what is wrong with any of them.
+
+    Parameters
+    ----------
+    clock
+        Of a live walk; a replay's time is that of its events.
+    """
     from ksentinel.explain.explanation import Explainer
     from ksentinel.incident import SECOND, Incidents
     from ksentinel.pipeline import Pipeline
@@ -42,12 +76,21 @@ def build_pipeline(settings: Config, rules: list[Path] | None, folder: Path | No
         model = artifact.load(folder, arch=arch, uid=host.user())
     times = settings.incident
     incidents = Incidents(
+        load_policy(settings),
         within_ns=int(times.agree_seconds * SECOND),
         quiet_ns=int(times.quiet_seconds * SECOND),
         fold_ns=int(times.fold_seconds * SECOND),
         arch=arch,
     )
-    return Pipeline(ruleset, model, incidents, explain=Explainer(model))
+    return Pipeline(
+        ruleset,
+        model,
+        incidents,
+        explain=Explainer(model),
+        exceptions=load_exceptions(settings, ruleset),
+        tell=tell,
+        clock=clock,
+    )
 
 
 def arch_of(recording: Any) -> str:

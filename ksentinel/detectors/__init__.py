@@ -117,6 +117,10 @@ class Anomaly:
     calibrated_on
         How many normal windows the deciding member's score was compared with; a p-value below one in that many is
         extrapolated. 0: not told.
+    trained_on
+        How many windows of its profile training saw (its system calls, by the length of a window). 0: not told.
+    changed
+        True if the program's content has changed since training.
     note
         What must be known of its program: that its content has changed since training, or whose copy it is.
     """
@@ -129,4 +133,6 @@ class Anomaly:
     profile: tuple[str, str]
     unseen: bool = False
     calibrated_on: int = 0
+    trained_on: int = 0
+    changed: bool = False
     note: str = ""

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from ksentinel.detectors import Anomaly, Detector, MemberScore
 from ksentinel.detectors.calibration import Calibration, combine
 from ksentinel.detectors.kerneltable import KernelTable
+from ksentinel.detectors.ngram import NGramModel
 from ksentinel.detectors.profiles import Profile, Profiles
 from ksentinel.errors import ModelError
 from ksentinel.event import Origin
@@ -72,10 +73,16 @@ class Model:
         self.origin = origin
         self.kernel = kernel
         self._notes: dict[str, str] = {}
+        self._changed: set[str] = set()
 
-    def recognise(self, program: str, known: str, note: str) -> None:
+    def recognise(self, program: str, known: str, note: str, *, changed: bool = False) -> None:
         """
         Compare *program* with the profile of *known* from now on, and note on its anomalies what it is.
+
+        Parameters
+        ----------
+        changed
+            Its content isn't that of training.
 
         Raises
         ------
@@ -85,6 +92,8 @@ class Model:
         if (known, "") not in self.profiles.roots:
             raise ModelError(f"the model has no profile of {known}")
         self._notes[program] = note
+        if changed:
+            self._changed.add(program)
         if program != known:
             for profiles in (self.profiles, *(getattr(m, "profiles_", None) for m in self.members.values())):
                 if profiles is not None:
@@ -99,6 +108,13 @@ class Model:
     def profile_of(self, window: Window) -> tuple[Profile, bool]:
         """Return the profile that *window* is compared with, and whether its executable is unseen."""
         return self.profiles.find(window.profile)
+
+    def trained_on(self, profile: Profile) -> int:
+        """Return how many windows of *profile* training saw, by its system calls; 0 if no member counts them."""
+        for member in self.members.values():
+            if isinstance(member, NGramModel):
+                return -(-member.followed((), profile) // LENGTH)
+        return 0
 
     def level(self, p_value: float) -> Level:
         """Return the highest level whose threshold *p_value* doesn't exceed."""
@@ -141,16 +157,19 @@ class Model:
             )
             p_value = float(combined[i])
             decided_by = min(members, key=lambda member: member.p_value).name
+            level = self.level(p_value)
             anomalies.append(
                 Anomaly(
                     window=window,
                     p_value=p_value,
-                    level=self.level(p_value),
+                    level=level,
                     members=members,
                     decided_by=decided_by,
                     profile=profile,
                     unseen=unseen,
                     calibrated_on=self.calibrations[decided_by].size(profile),
+                    trained_on=self.trained_on(profile) if level is not Level.NONE else 0,
+                    changed=window.process.program in self._changed,
                     note=self._notes.get(window.process.program, ""),
                 )
             )

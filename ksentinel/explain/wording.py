@@ -9,9 +9,10 @@ from typing import Any
 from ksentinel.alert import Alert
 from ksentinel.detectors import Anomaly
 from ksentinel.event import ExecEvent, Process, SyscallEvent
+from ksentinel.policy import Context
 from ksentinel.printable import printable
 from ksentinel.rules import Clause, Match
-from ksentinel.verdict import CREDIBLE, p_text
+from ksentinel.verdict import CREDIBLE, moment, p_text
 
 
 def paragraph(alert: Alert, window: Mapping[str, Any]) -> str:
@@ -144,12 +145,26 @@ def _how_often(anomaly: Anomaly) -> str:
     return f"about one in {about} normal windows looks like this ({p_text(p_value)}, {by})"
 
 
+def _excepted(alert: Alert) -> str:
+    by = alert.matches[0].exception
+    assert by is not None  # noqa: S101  # _conclusion asked
+    told = (
+        f"{printable(by.owner, 60)} expects that until {moment(by.expires_ns)}: {printable(by.reason, 200)}"
+    )
+    but = "; what the model says stands" if alert.anomalies else ""
+    return f"{told} (exception {printable(by.id, 60)}){but}; so this is {alert.level}."
+
+
 def _conclusion(alert: Alert) -> str:
     if alert.verdict.agreed:
         return f"Rule and model are independent and agree, so this is {alert.level}."
+    if alert.matches and all(match.exception for match in alert.matches):
+        return _excepted(alert)
     if alert.matches and alert.anomalies:
         if any(anomaly.unseen for anomaly in alert.anomalies):
             return f"That a program is new is no second witness, so this is {alert.level}."
+        if Context.LEARNING in alert.verdict.place.contexts:
+            return f"What the model is still learning is no second witness, so this is {alert.level}."
         return (
             f"Rule and model speak of different processes or times and don't agree, so this is {alert.level}."
         )

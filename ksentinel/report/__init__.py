@@ -36,6 +36,15 @@ _MINUTE = 60.0
 _ENDLESS = 100_000
 """Width of what is no terminal: files and pipes get whole lines, for grep."""
 
+# What the verdict's action is worth in words; "block" is what stores of earlier versions have.
+_ACTIONS = {
+    "alert": "worth an alert",
+    "deny": "would justify refusing it",
+    "kill": "would justify ending the process",
+    "quarantine": "would justify cutting its lineage off",
+    "block": "would justify blocking",
+}
+
 # What must add up: the whole, and its parts, as the counters are called. Several wholes: their sum.
 _SUMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (
@@ -268,7 +277,7 @@ def explanation(alert: Mapping[str, Any], flown: Flown | None = None, command: s
     )
     _hang(out, title, 4)
     times = f"{str(alert['opened'])[:19].replace('T', ' ')} to {str(alert['updated'])[11:19]} UTC"
-    action = {"block": "would justify blocking", "alert": "worth an alert"}.get(str(alert["action"]), "")
+    action = _ACTIONS.get(str(alert["action"]), "")
     about = f"{alert['id']}  {times}  {action}"
     if alert.get("techniques"):
         about += f"  {', '.join(alert['techniques'])}"
@@ -277,8 +286,11 @@ def explanation(alert: Mapping[str, Any], flown: Flown | None = None, command: s
     told = alert["explanation"]
     _hang(out, plain(told.get("paragraph", "")), 0)
     out.print()
-    for reason in alert["reasons"]:
+    for reason in (*alert["reasons"], *(answer["reason"] for answer in alert.get("answers", ()))):
         _hang(out, Text("• ") + plain(reason), 2)
+    if place := alert.get("policy"):
+        contexts = " + ".join(place["contexts"]) or "known"
+        _hang(out, plain(f"policy: rule {place['rule']}, model {place['model']}, {contexts}", style="dim"), 4)
     _ancestry(out, alert["process"])
     for evidence in alert["evidence"]:
         if "match" in evidence:

@@ -88,6 +88,23 @@ class Clause:
 
 
 @dataclass(frozen=True, slots=True)
+class Exemption:
+    """
+    An exception (Python has taken that word): whose, why, and until when a match is expected.
+
+    Attributes
+    ----------
+    expires_ns
+        Events from then on are excepted no more.
+    """
+
+    id: str
+    owner: str
+    reason: str
+    expires_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Match:
     """
     A rule that fired on an event, with the clauses that made it.
@@ -96,9 +113,22 @@ class Match:
     ----------
     parts
         Of a correlation, the matches that it is made of, the oldest first; *event* is the last one's.
+    exception
+        What excepts it; None if nothing does.
     """
 
     rule: Rule
     event: Event
     clauses: tuple[Clause, ...]
     parts: tuple["Match", ...] = ()
+    exception: Exemption | None = None
+
+    @property
+    def level(self) -> Level:
+        """The rule's level; that of a match that is expected is none."""
+        return Level.NONE if self.exception else self.rule.level
+
+    @property
+    def kind(self) -> tuple[str, bool]:
+        """What counts as the same: an excepted match never stands for one that isn't."""
+        return self.rule.id, self.exception is not None

@@ -15,6 +15,8 @@ from ksentinel.rules.fields import ROOT, Users, View, sources
 from ksentinel.rules.sigma import Compiled, compile_rule
 
 SUFFIXES = (".yml", ".yaml")
+SETTINGS = frozenset({"policy.yml", "exceptions.yml"})
+"""Names of files that may stand among rules and are none: a walk through a folder leaves them out."""
 TRUSTED = frozenset({0})
 
 
@@ -77,7 +79,7 @@ class RuleSet:
         users: Users = ROOT,
     ) -> Self:
         """
-        Load rule files, and the ``*.yml`` and ``*.yaml`` of directories and the directories in them.
+        Load rule files, and the ``*.yml`` and ``*.yaml`` of directories and the directories in them, but `SETTINGS`.
 
         Parameters
         ----------
@@ -211,7 +213,7 @@ def _walk(directory: Path, trusted_uids: Collection[int] | None) -> Iterator[Pat
             if Path(folder, name).is_symlink()
         ]
         for name in sorted(names):
-            if name.endswith(SUFFIXES):
+            if name.endswith(SUFFIXES) and name not in SETTINGS:
                 empty = False
                 yield Path(folder, name)
     if empty and not errors:

@@ -123,6 +123,15 @@ def compile_rule(text: str, file: str | Path, table: dict[str, Source]) -> Compi
     return Compiled(rule, source, tree, compile_tree(tree), keys, id_at, _place(root, "ksentinel"))
 
 
+def compile_selection(node: Node, source: Source) -> Test:
+    """Return what tells whether a selection alone holds on a view of an event of *source*; raises RuleError."""
+    tree = _selection("where", node, source)
+    patterns = leaves(tree)
+    if patterns > MAX_PATTERNS:
+        raise RuleError(f"tries {patterns} patterns, more than {MAX_PATTERNS}", node.at)
+    return compile_tree(tree)
+
+
 def _check_keys(root: Map) -> None:
     present = {key.text for key, _ in root.items}
     for key, _ in root.items:

@@ -15,6 +15,7 @@ from ksentinel.detectors.stide import Stide
 from ksentinel.errors import ModelError
 from ksentinel.event import Origin
 from ksentinel.level import Level
+from ksentinel.window import LENGTH
 
 FIT, CALIBRATE, TEST = (make_windows(n, seed=seed) for seed, n in enumerate((100, 120, 50)))
 
@@ -52,6 +53,33 @@ def test_batch_is_one_by_one(model):
     asked = [*TEST[:20], ATTACK]
 
     assert model.assess(asked) == [model.assess([window])[0] for window in asked]
+
+
+def test_trained_on(model):
+    """An anomaly says how many windows of its profile training saw; what isn't unusual needn't."""
+    normal, attack = model.assess([TEST[0], ATTACK])
+    tokens = sum(len(w.tokens) for w in FIT if w.profile == NGINX)
+
+    assert (normal.level, normal.trained_on) == (Level.NONE, 0)
+    assert attack.trained_on == -(-tokens // LENGTH)
+    assert model.trained_on(HOST) > attack.trained_on
+
+
+def test_trained_on_is_not_told():
+    """Where no member counts, nobody knows."""
+    calibration = Calibration().fit(np.arange(30.0), [HOST] * 30)
+
+    assert Model([Stide()], {"stide": calibration}, Profiles({})).trained_on(NGINX) == 0
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_changed(changed):
+    """A program that was changed since training is marked on each of its anomalies."""
+    calibration = Calibration().fit(np.arange(30.0), [HOST] * 30)
+    model = Model([NGramModel().fit(FIT)], {"ngram": calibration}, Profiles.among(w.profile for w in FIT))
+    model.recognise(NGINX[0], NGINX[0], "note", changed=changed)
+
+    assert [changed] == [a.changed for a in model.assess([ATTACK])]
 
 
 def test_unseen(model):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from made_up import CAT, START, anomaly, match
+from made_up import CAT, START, anomaly, judge, match
 from small_host import ATTACK, make_window, make_windows
 
 from ksentinel.alert import Alert, Evidence
@@ -19,7 +19,6 @@ from ksentinel.explain.contributions import contributions
 from ksentinel.explain.explanation import Explainer
 from ksentinel.explain.surrogate import SAMPLES
 from ksentinel.explain.wording import paragraph
-from ksentinel.verdict import judge
 
 FIT, CALIBRATE = make_windows(60, seed=1), make_windows(60, seed=2)
 

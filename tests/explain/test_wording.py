@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import CAT, HTTPD, SHELL, START, anomaly, child, events, match, processes, texts
+from made_up import CAT, HTTPD, SHELL, START, anomaly, child, events, judge, match, processes, texts
 
 from ksentinel.alert import Alert, Evidence
 from ksentinel.event import Address, AuditEvent, ExecEvent, Origin, Process, ProcessKey, SyscallEvent
 from ksentinel.explain.wording import clause, did, name, paragraph
 from ksentinel.level import Level
-from ksentinel.rules import Clause, Match, Rule
-from ksentinel.verdict import Verdict, judge
+from ksentinel.rules import Clause, Exemption, Match, Rule
+from ksentinel.verdict import Verdict
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
@@ -131,6 +131,27 @@ def test_new_program():
     told = alert([match(CAT)], [anomaly(CAT, unseen=True)], verdict=Verdict(Level.MEDIUM, reasons=("rule",)))
 
     assert paragraph(told, {}).endswith("That a program is new is no second witness, so this is medium.")
+
+
+def test_learning():
+    """Nor is one that the model is still learning."""
+    told = alert([match(CAT)], [anomaly(CAT, changed=True)])
+
+    assert paragraph(told, {}).endswith(
+        "What the model is still learning is no second witness, so this is medium."
+    )
+
+
+def test_excepted():
+    """Whose exception it is, why, and until when; made harmless."""
+    exemption = Exemption("backup", "sto\x1brage", "Reads all", START)
+
+    assert paragraph(alert([match(CAT, exception=exemption)]), {}).endswith(
+        "sto\\x1brage expects that until 2023-11-14 22:13 UTC: Reads all (exception backup); so this is informational."
+    )
+    assert paragraph(alert([match(CAT, exception=exemption)], [anomaly(CAT)]), {}).endswith(
+        "(exception backup); what the model says stands; so this is medium."
+    )
 
 
 @given(st.floats(1e-12, 1))

@@ -38,6 +38,16 @@ def test_load(folder):
     ]
 
 
+def test_settings_are_no_rules(folder):
+    """A policy and exceptions may stand among rules: by their names they are none; named itself, a file is a rule."""
+    for name in ("policy.yml", "exceptions.yml"):
+        (folder / name).write_text("policy: 1")
+
+    assert len(RuleSet.load([folder], trusted_uids=None)) == 2
+    with pytest.raises(RuleError, match="no title"):
+        RuleSet.load([folder / "policy.yml"], trusted_uids=None)
+
+
 def test_duplicate_ids(folder):
     """Two files can't share an id."""
     (folder / "three.yml").write_text(EXAMPLE)

@@ -160,7 +160,7 @@ def test_any_change_of_a_rule(data):
 )
 def test_time_is_bounded(text):
     """A megabyte made to hurt is refused in seconds."""
-    started = time.perf_counter()
+    started = time.process_time()  # how long others kept the processor is none of its business
     error(text)
 
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5

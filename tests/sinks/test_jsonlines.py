@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from made_up import HTTPD, START, anomaly, child, match
+from made_up import HTTPD, START, anomaly, child, judge, match
 
 from ksentinel.alert import Alert, Evidence
 from ksentinel.sinks.jsonlines import JsonLines
 from ksentinel.store import to_json
-from ksentinel.verdict import judge
 
 
 def alert(process, revision=1):
