@@ -49,7 +49,7 @@ def list_rules(rules: RulePaths = None, guard: Guard = False, json: Json = False
 
 
 def _list_guards(rules: "Sequence[Compiled]", *, json: bool) -> None:
-    from ksentinel.report.rules import guards_list
+    from ksentinel.report.guards import guards_list
     from ksentinel.rules.derivation import derive, to_plain, unmet
 
     users = user_names()

@@ -3,7 +3,7 @@
 
 import pytest
 
-from ksentinel.report.rules import guards_list
+from ksentinel.report.guards import guards_list
 from ksentinel.rules.derivation import derive, unmet
 from ksentinel.rules.fields import sources
 from ksentinel.rules.sigma import compile_rule
