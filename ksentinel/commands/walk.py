@@ -20,8 +20,12 @@ def load_rules(paths: list[Path] | None) -> Any:
     from ksentinel.rules.ruleset import RuleSet
     from ksentinel.shipped import shipped
 
-    users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
-    return RuleSet.load(paths or [shipped("rules")], trusted_uids={0, host.user()}, users=users)
+    return RuleSet.load(paths or [shipped("rules")], trusted_uids={0, host.user()}, users=user_names())
+
+
+def user_names() -> dict[int, str]:
+    """Return the names of this host's users, by uid."""
+    return {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
 
 
 def build_pipeline(settings: Config, rules: list[Path] | None, folder: Path | None, *, arch: str) -> Any:

@@ -109,7 +109,7 @@ class RuleSet:
         table = sources(users)
         compiled: dict[str, Compiled] = {}
         errors: list[RuleError] = []
-        for found in _files(paths, trusted_uids):
+        for found in rule_files(paths, trusted_uids):
             if isinstance(found, RuleError):
                 errors.append(found)
                 continue
@@ -167,7 +167,9 @@ def _enter(
             special[key].append(one)
 
 
-def _files(paths: Iterable[str | Path], trusted_uids: Collection[int] | None) -> Iterator[Path | RuleError]:
+def rule_files(
+    paths: Iterable[str | Path], trusted_uids: Collection[int] | None
+) -> Iterator[Path | RuleError]:
     """Yield every rule file once, in a fixed order, and what is wrong with directories."""
     seen: set[str] = set()
     for path in map(Path, paths):
