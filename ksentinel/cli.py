@@ -15,7 +15,7 @@ from ksentinel.commands import rules
 from ksentinel.commands.alerts import alerts, explain
 from ksentinel.commands.doctor import doctor
 from ksentinel.commands.events import events
-from ksentinel.commands.monitor import monitor, status
+from ksentinel.commands.monitor import monitor, reload, status
 from ksentinel.commands.output import complain, tell
 from ksentinel.commands.record import record
 from ksentinel.commands.replay import replay
@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (doctor, record, train, replay, monitor, status, alerts, explain, events):
+for _command in (doctor, record, train, replay, monitor, status, reload, alerts, explain, events):
     app.command()(_command)
 app.add_typer(rules.app)
 

@@ -110,13 +110,25 @@ def redactor(settings: Config) -> Any:
 
 
 @contextmanager
-def stopping(seconds: float | None) -> Iterator[Callable[[], bool]]:
-    """Give a function that tells when to stop: at a signal, or *seconds* after it was first asked."""
+def stopping(
+    seconds: float | None, hang_up: Callable[[str], None] | None = None
+) -> Iterator[Callable[[], bool]]:
+    """
+    Give a function that tells when to stop: at a signal, or *seconds* after it was first asked.
+
+    Parameters
+    ----------
+    hang_up
+        Is called, in the handler, instead of stopping when SIGHUP comes; with the signal's name.
+    """
     signalled = False
 
-    def handler(_number: int, _frame: FrameType | None) -> None:
+    def handler(number: int, _frame: FrameType | None) -> None:
         nonlocal signalled
-        signalled = True
+        if number == signal.SIGHUP and hang_up is not None:
+            hang_up(signal.Signals(number).name)
+        else:
+            signalled = True
 
     caught = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
@@ -333,6 +345,7 @@ def control(
     *,
     model: Path | None,
     store: Path,
+    reloader: Any,
     tell: Callable[[str], None],
 ) -> Iterator[None]:
     """Answer what the control socket is asked, meanwhile; raises InputError if it can't be there."""
@@ -341,7 +354,6 @@ def control(
     from ksentinel.control import Control
     from ksentinel.protocol import Group, Request
     from ksentinel.status import Meter, Status
-    from ksentinel.trail import Trail
 
     meter = Meter(time.monotonic, cpu_seconds, memory_bytes)
     since_ns, since = time.time_ns(), time.monotonic()
@@ -356,6 +368,8 @@ def control(
             seconds=round(time.monotonic() - since, 3),
             model=about,
             rules=len(pipeline.rules),
+            rules_loaded_ns=reloader.loaded_ns,
+            last_reload=reloader.last,
             store=str(store),
             lost=stream.lost(),
             account=stream.account(),
@@ -365,17 +379,33 @@ def control(
         )
         return asdict(told)
 
+    def reload(_arguments: Any) -> dict[str, Any]:
+        return asdict(reloader.reload())
+
     asked = Control(
         path,
         Group(settings.control.group, group_id(settings.control.group)),
-        {"status": Request(status, changes=False)},
+        {"status": Request(status, changes=False), "reload": Request(reload, changes=True)},
         owner=os.geteuid(),
-        trail=Trail(store.parent / "changes.jsonl", os.geteuid()),
+        trail=reloader.trail,
         tick=meter.sample,
         tell=tell,
     )
     with asked:
         yield
+
+
+@contextmanager
+def reloading(
+    load: Callable[[], Any], pipeline: Any, store: Path, tell: Callable[[str], None]
+) -> Iterator[Any]:
+    """Give what reloads the rules of *pipeline*, and writes down in the audit trail beside *store* that it did."""
+    from ksentinel.reload import Reloader
+    from ksentinel.trail import Trail
+
+    trail = Trail(store.parent / "changes.jsonl", os.geteuid())
+    with Reloader(load, pipeline, trail, tell=tell, time_ns=time.time_ns) as reloader:
+        yield reloader
 
 
 def group_id(name: str) -> int | None:
