@@ -16,6 +16,7 @@ from ksentinel.rules.sigma import Compiled, compile_rule
 
 SUFFIXES = (".yml", ".yaml")
 TRUSTED = frozenset({0})
+MAX_FOLDERS = 32
 
 
 class RuleSet:
@@ -193,6 +194,13 @@ def _walk(directory: Path, trusted_uids: Collection[int] | None) -> Iterator[Pat
     empty = True
     for folder, subfolders, names in os.walk(directory, onerror=failed):
         subfolders.sort()
+        if subfolders and len(Path(folder).relative_to(directory).parts) >= MAX_FOLDERS:
+            errors.append(
+                RuleError(
+                    f"folders nested more than {MAX_FOLDERS} deep", Location(Path(folder, subfolders[0]))
+                )
+            )
+            subfolders.clear()
         try:
             check_trust(Path(folder), Path(folder).stat(), trusted_uids)
         except OSError as error:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything wrong with a rule is said at once; what is unwise is said, too, and doesn't keep it from loading."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -162,8 +163,25 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "b.yml").write_bytes(b"\xff")
     (tmp_path / "c.yml").write_text(EXAMPLE)
     (tmp_path / "d.yml").symlink_to("nowhere")
+    (tmp_path / "e.yml").symlink_to("/proc/self/mem")
 
-    assert [checked.rule is not None for checked in check([tmp_path], TABLE)] == [False, True, False]
+    assert [checked.rule is not None for checked in check([tmp_path], TABLE)] == [False, True, False, False]
+
+
+def test_deep_folders(tmp_path):
+    """Folders in folders end somewhere: what is too deep is said, the rest looked at."""
+    (tmp_path / "a.yml").write_text(EXAMPLE)
+    within = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(40):
+        os.mkdir("d", dir_fd=within)
+        below = os.open("d", os.O_RDONLY, dir_fd=within)
+        os.close(within)
+        within = below
+    os.close(within)
+    good, deep = check([tmp_path], TABLE)
+
+    assert good.rule is not None
+    assert deep.problems[0].what == "folders nested more than 32 deep"
 
 
 def refusal(text):
