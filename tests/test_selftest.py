@@ -11,9 +11,12 @@ from ksentinel.errors import RuleError
 from ksentinel.event import ExecEvent, Origin, Process, ProcessKey
 from ksentinel.level import Level
 from ksentinel.rules import Match, Rule
+from ksentinel.rules.checking import ACTION
+from ksentinel.rules.ruleset import RuleSet
 from ksentinel.selftest import Action, Watch, action_from_plain, read_action
 
 FILE = Path("x.selftest.json")
+RULES = Path(__file__).parents[1] / "rules"
 
 
 def test_steps():
@@ -83,6 +86,23 @@ def test_read(tmp_path):
     assert (none, some) == (None, Action((), (("memfd",),)))
     with pytest.raises(RuleError, match=r"x\.selftest\.json:2:1: not JSON"):
         read_action(rule)
+
+
+@pytest.mark.parametrize(
+    "rule", RuleSet.load([RULES], trusted_uids=None).rules, ids=lambda r: Path(r.file).stem
+)
+def test_shipped(rule):
+    """A stable rule has an action, or the reason why there is none; whatever stands beside a rule can be read."""
+    action = read_action(rule)
+
+    assert action is not None or rule.status != "stable"
+
+
+def test_no_orphans():
+    """Every action has its rule."""
+    actions = sorted(RULES.rglob(f"*{ACTION}"))
+
+    assert [path for path in actions if not Path(str(path).replace(ACTION, ".yml")).exists()] == []
 
 
 def executed(*pids):

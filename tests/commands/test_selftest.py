@@ -75,6 +75,18 @@ def test_selftest(folder, capsys):
     assert (bpf_ids(os.getpid()), Path("/proc/self/mountinfo").read_text()) == before
 
 
+@pytest.mark.bpf
+@pytest.mark.slow
+def test_shipped(capsys):
+    """Every rule that ships, and says what to do for it, fires on this host."""
+    _, out, _ = ran(capsys, "--all", "--json")
+    told = {Path(one["file"]).stem: one["outcome"] for one in map(json.loads, out.splitlines())}
+
+    assert {
+        name: outcome for name, outcome in told.items() if outcome not in {"fired", "can't be done"}
+    } == {}
+
+
 def test_nothing_to_do(tmp_path, capsys):
     """Without a stable rule there is nothing to do, and that is said: no collector is needed for it."""
     (tmp_path / "x.yml").write_text(
