@@ -271,12 +271,12 @@ def _tags(tags: Collection[str], root: Map) -> Iterator[Remark]:
 
 def _items(tree: Expression, root: Map, source: Source) -> Iterator[Remark]:
     seen: set[tuple[str, str, bool]] = set()
-    for item, negated in _leaves(tree, negated=False):
+    for item, negated, anchored in _leaves(tree, negated=False):
         key = (item.selection, item.field.name, negated)
         if key in seen:
             continue
         at = _place(root, item.selection, item.field.name)
-        if negated and item.field.name in _PROGRAMS:
+        if negated and not anchored and item.field.name in _PROGRAMS:
             loose = [p for p in item.patterns if p.kind in {"endswith", "contains"}]
             if loose:
                 seen.add(key)
@@ -295,15 +295,26 @@ def _items(tree: Expression, root: Map, source: Source) -> Iterator[Remark]:
             )
 
 
-def _leaves(tree: Expression, *, negated: bool) -> Iterator[tuple[Item, bool]]:
+def _leaves(
+    tree: Expression, *, negated: bool, anchored: frozenset[str] = frozenset()
+) -> Iterator[tuple[Item, bool, bool]]:
+    """Yield each test, whether it stands under a ``not``, and whether another says how its field must begin."""
     match tree:
         case Item():
-            yield tree, negated
+            yield tree, negated, tree.field.name in anchored
         case Not(part):
             yield from _leaves(part, negated=not negated)
-        case And(parts) | Or(parts):
+        case And(parts):
+            begun = {
+                part.field.name
+                for part in parts
+                if isinstance(part, Item) and all(p.kind in {"startswith", "is"} for p in part.patterns)
+            }
             for part in parts:
-                yield from _leaves(part, negated=negated)
+                yield from _leaves(part, negated=negated, anchored=anchored | begun)
+        case Or(parts):
+            for part in parts:
+                yield from _leaves(part, negated=negated, anchored=anchored)
 
 
 def _place(root: Map, selection: str, field: str) -> Location:

@@ -123,6 +123,8 @@ def test_nothing_to_remark(tmp_path):
         ("attack.execution, ", "", "11:7", "no ATT&CK tactic among its tags"),
         ("attack.t1059.004", "attack.t1059.004, attack.executon", "11:44", "tag 'attack.executon' is neither"),
         ("  condition: selection", "  filter:\n    ParentImage|endswith: /dpkg\n  condition: selection and not filter", "8:5", "filter excepts programs by a part"),
+        ("  condition: selection", "  filter:\n    ParentImage|startswith: /usr/\n    ParentImage|endswith: /dpkg\n  condition: selection and not filter", "", ""),
+        ("  condition: selection", "  filter:\n    Image|startswith: /usr/\n    ParentImage|endswith: /dpkg\n  condition: selection and not filter", "9:5", "filter excepts programs by a part"),
         ("category: process_creation", "category: syscall", "", ""),
         ("category: process_creation, product: linux}\ndetection:\n  selection:\n", "category: syscall}\ndetection:\n  selection:\n    success: 'yes'\n", "6:5", "asks for success, which BPF doesn't know"),
     ],
