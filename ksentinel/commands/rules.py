@@ -54,7 +54,7 @@ def check_rules(paths: Annotated[list[Path], _PATHS], json: Json = False) -> Non
     counts: Counter[str] = Counter()
     for checked in check(paths, sources(user_names())):
         counts["files"] += 1
-        counts["loaded"] += checked.rule is not None
+        counts["loaded"] += checked.loaded
         counts["problems"] += len(checked.problems)
         counts["remarks"] += len(checked.remarks)
         print_json(_checked_plain(checked)) if json else checked_lines(checked)
@@ -70,10 +70,10 @@ def check_rules(paths: Annotated[list[Path], _PATHS], json: Json = False) -> Non
 def _checked_plain(checked: Any) -> dict[str, Any]:
     problems = [_said(one) for one in checked.problems]
     first = problems[0] if problems else {"reason": "", "line": 0, "column": 0, "remedy": ""}
-    rule = checked.rule
+    rule = checked.rules[0] if checked.rules else None
     return {
         "file": str(checked.file),
-        "loaded": rule is not None,
+        "loaded": checked.loaded,
         **first,
         "id": None if rule is None else rule.id,
         "title": None if rule is None else rule.title,

@@ -38,7 +38,7 @@ def rules_table(rules: Sequence[Rule]) -> None:
 def checked_lines(checked: Checked) -> None:
     """Print what is wrong with a file, or unwise: nothing, if nothing is."""
     told = [str(problem) for problem in checked.problems]
-    if checked.more and checked.rule is None and len(told) > 0:
+    if checked.more and told:
         told[-1] += " [there may be more]"
     told += [
         f"{remark.at}: remark: {remark.what}" + (f" ({remark.remedy})" if remark.remedy else "")

@@ -19,7 +19,7 @@ from ksentinel.rules.document import List, Map, Node, Scalar, parse, read, sugge
 from ksentinel.rules.fields import Source
 from ksentinel.rules.pattern import Item
 from ksentinel.rules.ruleset import rule_files
-from ksentinel.rules.sigma import Compiled, compile_node
+from ksentinel.rules.sigma import Compiled, compile_document
 
 MOST = 50
 """Problems of one file; beyond that the rest isn't looked at, and that is said."""
@@ -70,21 +70,26 @@ class Checked:
 
     Attributes
     ----------
-    rule
-        None if it can't be loaded.
+    rules
+        Those that could be loaded.
     problems
-        Why, in the order of the file.
+        Why others couldn't, in the order of the file.
     more
         Whether there may be further problems: more than `MOST`, or what stands behind one that hides them.
     remarks
-        What is unwise about a rule that loads.
+        What is unwise about those that load.
     """
 
     file: Path | str
-    rule: Rule | None
+    rules: tuple[Rule, ...] = ()
     problems: tuple[RuleError, ...] = ()
     more: bool = False
     remarks: tuple[Remark, ...] = ()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether all that is in it would be."""
+        return not self.problems
 
 
 def check(paths: Iterable[str | Path], table: dict[str, Source]) -> Iterator[Checked]:
@@ -93,39 +98,51 @@ def check(paths: Iterable[str | Path], table: dict[str, Source]) -> Iterator[Che
     for found in rule_files(paths, None):
         if isinstance(found, RuleError):
             place = found.at.file if isinstance(found.at, Location) else str(found.at)
-            yield Checked(place, None, (found,))
+            yield Checked(place, problems=(found,))
             continue
         try:
             text = read(found, trusted_uids=None)
         except RuleError as error:
-            yield Checked(found, None, (error,))
+            yield Checked(found, problems=(error,))
             continue
         yield check_text(text, found, table, taken)
 
 
 def check_text(text: str, file: Path, table: dict[str, Source], taken: dict[str, Location]) -> Checked:
     """
-    Look at the text of one rule file.
+    Look at the text of a rule file.
 
     Parameters
     ----------
     taken
-        Ids of other rules, and where they stand; this rule's is added.
+        Ids of other rules, and where they stand; those of this file are added.
     """
     try:
-        root = parse(text, file)
+        documents = (parse(text, file),)
     except RuleError as error:
-        return Checked(file, None, (error,), more=True)
-    problems, compiled, more = _problems(root, file, table, _MOST_OF_LARGE if len(text) > _LARGE else MOST)
-    if compiled is None:
-        return Checked(file, None, tuple(problems), more)
-    first = taken.setdefault(compiled.rule.id, compiled.at)
-    if first is not compiled.at:
-        taken_by = RuleError(
-            f"id {compiled.rule.id} is taken by {first}", compiled.at, "give it one of its own"
-        )
-        return Checked(file, None, (taken_by,))
-    return Checked(file, compiled.rule, remarks=tuple(_remarks(compiled, root, file)))
+        return Checked(file, problems=(error,), more=True)
+    rules: list[Rule] = []
+    problems: list[RuleError] = []
+    remarks: list[Remark] = []
+    most = _MOST_OF_LARGE if len(text) > _LARGE else MOST
+    more = False
+    for root in documents:
+        if len(problems) >= most:
+            more = True
+            break
+        wrong, compiled, hidden = _problems(root, file, table, most - len(problems))
+        problems += wrong
+        more |= hidden
+        if compiled is None:
+            continue
+        first = taken.setdefault(compiled.rule.id, compiled.at)
+        if first is not compiled.at:
+            what = f"id {compiled.rule.id} is taken by {first}"
+            problems.append(RuleError(what, compiled.at, "give it one of its own"))
+            continue
+        rules.append(compiled.rule)
+        remarks += _remarks(compiled, root, file)
+    return Checked(file, tuple(rules), tuple(problems), more, tuple(remarks))
 
 
 def _problems(
@@ -135,7 +152,7 @@ def _problems(
     found: dict[tuple[str, str], RuleError] = {}
     while True:
         try:
-            compiled = compile_node(root, file, table)
+            compiled = compile_document(root, file, table)
         except RuleError as error:
             again = (error.what, str(error.at)) in found
             found[error.what, str(error.at)] = error

@@ -66,7 +66,7 @@ def test_every_problem():
         "15:8: level 'terrible'",
         "16:21: action must be o",
     ]
-    assert checked.rule is None
+    assert not checked.rules
     assert not checked.more
 
 
@@ -136,7 +136,7 @@ def test_remarks(tmp_path, old, new, place, said):
     checked = looked_at(GOOD.replace(old, new), tmp_path / "cat.yml")
     told = [(f"{one.at.line}:{one.at.column}", one.what[: len(said)]) for one in checked.remarks]
 
-    assert checked.rule is not None
+    assert checked.loaded
     assert told == ([(place, said)] if said else [])
 
 
@@ -153,9 +153,9 @@ def test_taken_id(tmp_path):
         (tmp_path / name).write_text(EXAMPLE)
     first, second = check([tmp_path], TABLE)
 
-    assert first.rule is not None
+    assert first.loaded
     assert [one.what for one in second.problems] == [
-        f"id {first.rule.id} is taken by {tmp_path / 'a.yml'}:2:5"
+        f"id {first.rules[0].id} is taken by {tmp_path / 'a.yml'}:2:5"
     ]
 
 
@@ -167,7 +167,7 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "d.yml").symlink_to("nowhere")
     (tmp_path / "e.yml").symlink_to("/proc/self/mem")
 
-    assert [checked.rule is not None for checked in check([tmp_path], TABLE)] == [False, True, False, False]
+    assert [checked.loaded for checked in check([tmp_path], TABLE)] == [False, True, False, False]
 
 
 def test_deep_folders(tmp_path):
@@ -182,7 +182,7 @@ def test_deep_folders(tmp_path):
     os.close(within)
     good, deep = check([tmp_path], TABLE)
 
-    assert good.rule is not None
+    assert good.loaded
     assert deep.problems[0].what == "folders nested more than 32 deep"
 
 
@@ -223,5 +223,5 @@ def test_says_what_the_loader_says(changes):
     checked = looked_at(text)
     refused = refusal(text)
 
-    assert (checked.rule is None) == bool(refused)
+    assert checked.loaded == bool(checked.rules) == (not refused)
     assert (refused in [str(one) for one in checked.problems]) == bool(refused)
