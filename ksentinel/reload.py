@@ -6,6 +6,7 @@ They are read and compiled beside the walk, which takes them up with its next ba
 """
 
 import queue
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol, Self
@@ -110,6 +111,8 @@ class Reloader:
             return self.last
 
     def _run(self) -> None:
+        # Signals are the main thread's: one that came here would not wake it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while (name := self._signals.get()) is not None:
             # As for requests: nothing is changed that the trail can't have first.
             try:

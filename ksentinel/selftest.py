@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Self-test: what is done, harmlessly, for a rule to fire on a real host, and whether it did."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
@@ -94,20 +94,25 @@ class Tested:
     match: Match | None = None
 
 
-def read_action(rule: Rule) -> Action | None:
+def read_action(rule: Rule, *, trusted_uids: Collection[int] | None) -> Action | None:
     """
     Return the action beside a rule's file; None if there is none.
+
+    Parameters
+    ----------
+    trusted_uids
+        Who may own it; None if anyone: for those who don't act on it.
 
     Raises
     ------
     RuleError
-        If what stands there is none.
+        If what stands there is none, or not to be trusted.
     """
     path = Path(rule.file).with_suffix(ACTION)
     if not path.exists():
         return None
     try:
-        plain = orjson.loads(read(path, trusted_uids=None))
+        plain = orjson.loads(read(path, trusted_uids=trusted_uids))
     except orjson.JSONDecodeError as error:
         raise RuleError(f"not JSON: {error.msg}", Location(path, error.lineno, error.colno), _FORM) from None
     return action_from_plain(plain, path)

@@ -78,14 +78,14 @@ def test_no_action(plain, said):
 def test_read(tmp_path):
     """It stands beside the rule; a rule may have none; what can't be read has a place."""
     rule = Rule("1", "x", Level.HIGH, file=str(tmp_path / "x.yml"))
-    none = read_action(rule)
+    none = read_action(rule, trusted_uids=None)
     (tmp_path / "x.selftest.json").write_text('{"do": [["memfd"]]}')
-    some = read_action(rule)
+    some = read_action(rule, trusted_uids=None)
     (tmp_path / "x.selftest.json").write_text("{\n!")
 
     assert (none, some) == (None, Action((), (("memfd",),)))
     with pytest.raises(RuleError, match=r"x\.selftest\.json:2:1: not JSON"):
-        read_action(rule)
+        read_action(rule, trusted_uids=None)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_read(tmp_path):
 )
 def test_shipped(rule):
     """A stable rule has an action, or the reason why there is none; whatever stands beside a rule can be read."""
-    action = read_action(rule)
+    action = read_action(rule, trusted_uids=None)
 
     assert action is not None or rule.status != "stable"
 

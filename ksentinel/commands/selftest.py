@@ -36,7 +36,7 @@ def selftest(
     actions: dict[str, Action] = {}
     by_id = {rule.id: rule for rule in ruleset.rules}
     for rule in ruleset.rules:
-        action = read_action(rule)
+        action = read_action(rule, trusted_uids={0, host.user()})
         if rule.status != "stable" and not (every and action is not None):
             continue
         if action is None:

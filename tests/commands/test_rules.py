@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from ksentinel.cli import main
+from ksentinel.codec import event_from_plain
+from ksentinel.recording import Writer
 from ksentinel.rules.ruleset import EXAMPLE
 
 ROOT = Path(__file__).parents[2]
@@ -178,3 +180,35 @@ def test_coverage(run, folder):
     assert techniques >= {"T1059.004", "T1611"}
     assert {one["techniqueID"] for one in json.loads(layer.read_text())["techniques"]} == techniques
     assert all(name in page.read_text() and name in told for name in techniques)
+
+
+def test_try_on_a_recording(run, tmp_path):
+    """A recording is tried like a log; a near miss says which clause was missing, whatever it is called."""
+    nginx = {"exe": "/usr/sbin/nginx"}
+    plains = [
+        {
+            "event": "exec",
+            "path": "/bin/sh",
+            "process": {"exe": "/bin/sh", "parent": nginx, "service": nginx},
+        },
+        {
+            "event": "exec",
+            "path": "/bin/sh",
+            "process": {"exe": "/bin/sh", "parent": {"exe": "/opt/\x1b[2Jx"}},
+        },
+        {"event": "fork", "process": nginx},
+    ]
+    file = tmp_path / "made.db"
+    with Writer(file, {"arch": "x86_64"}) as writer:
+        writer.write([event_from_plain(plain) for plain in plains])
+        writer.account({"seen": 3})
+    told = run("try", SHELL, "--on", file)
+    few = run("try", SHELL, "--on", file, "--misses", 0)
+
+    assert told.status == 0
+    assert "3 events, 2 of lineage: 1 matches, 1 near misses" in told.text
+    assert "ParentImage not " in told.text
+    assert r"/opt/\x1b[2Jx" in told.text
+    assert "\x1b" not in told.text
+    assert "3 events, 2 of lineage: 1 matches, 1 near misses" in few.text
+    assert "Near misses" not in few.text

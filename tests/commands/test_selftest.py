@@ -98,6 +98,20 @@ def test_nothing_to_do(tmp_path, capsys):
     assert "no rule is stable" in err
 
 
+def test_untrusted_action(tmp_path, capsys):
+    """What others could have written is not done."""
+    (tmp_path / "x.yml").write_text(
+        RULE.format(name="x", number=99, status="stable", source="category: lineage", test="Image: /x")
+    )
+    action = tmp_path / "x.selftest.json"
+    action.write_text('{"do": [["memfd"]]}')
+    action.chmod(0o666)
+    status, _, err = ran(capsys, "--rules", tmp_path)
+
+    assert status == 1
+    assert f"{action}: writable by others (mode 0666) (chmod go-w)" in err
+
+
 def test_bad_action(tmp_path, capsys):
     """An action that is none ends it before anything is done."""
     (tmp_path / "x.yml").write_text(
