@@ -13,7 +13,7 @@ from ksentinel.actor import PATHS
 from ksentinel.errors import Location, RuleError
 from ksentinel.event import Event
 from ksentinel.rules import Match, Rule
-from ksentinel.rules.checking import ACTION
+from ksentinel.rules.checking import ACTION, beside
 from ksentinel.rules.document import read, suggest
 
 _FORM = "see docs/authoring.md"
@@ -108,8 +108,8 @@ def read_action(rule: Rule, *, trusted_uids: Collection[int] | None) -> Action |
     RuleError
         If what stands there is none, or not to be trusted.
     """
-    path = Path(rule.file).with_suffix(ACTION)
-    if not path.exists():
+    path = beside(rule.file, ACTION)
+    if path is None:
         return None
     try:
         plain = orjson.loads(read(path, trusted_uids=trusted_uids))

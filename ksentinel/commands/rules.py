@@ -134,7 +134,7 @@ def run_cases(
 def _tested(paths: list[Path]) -> Iterator[tuple[Path | str, Any]]:
     """Yield each rule's file with the outcomes of its cases, or why there are none."""
     from ksentinel.rules.cases import outcomes, read_cases
-    from ksentinel.rules.checking import EVENTS
+    from ksentinel.rules.checking import EVENTS, beside
     from ksentinel.rules.document import read
     from ksentinel.rules.fields import sources
     from ksentinel.rules.ruleset import rule_files
@@ -146,15 +146,15 @@ def _tested(paths: list[Path]) -> Iterator[tuple[Path | str, Any]]:
         if isinstance(file, RuleError):
             yield str(file.at), file
             continue
-        beside = file.with_suffix(EVENTS)
+        events = beside(file, EVENTS)
         try:
             compiled = compile_rule(read(file, trusted_uids=None), file, table)
-            if not beside.exists():
-                raise RuleError(f"no {beside.name} beside it", Location(file), "see docs/authoring.md")  # noqa: TRY301
-            cases = read_cases(beside)
+            if events is None:
+                raise RuleError(f"no {file.stem}{EVENTS} beside it", Location(file), "see docs/authoring.md")  # noqa: TRY301
+            cases = read_cases(events)
             if {case.match for case in cases} != {True, False}:
                 raise RuleError(  # noqa: TRY301
-                    "needs events that must match, and events that must not", Location(beside)
+                    "needs events that must match, and events that must not", Location(events)
                 )
         except RuleError as error:
             yield file, error

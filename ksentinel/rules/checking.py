@@ -6,6 +6,7 @@ The compiler is asked, and nobody else: it stops at the first thing wrong, so th
 and it is asked again. What it refuses is found here, too, whatever it learns to refuse.
 """
 
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -90,6 +91,12 @@ class Checked:
     def loaded(self) -> bool:
         """Whether all that is in it would be."""
         return not self.problems
+
+
+def beside(rule: str | Path, suffix: str) -> Path | None:
+    """Return the file of that *suffix* beside a rule's file; None if there is none."""
+    path = Path(rule).with_suffix(suffix)
+    return path if os.path.exists(path) else None  # noqa: PTH110 - never raises, however long the name is
 
 
 def check(paths: Iterable[str | Path], table: dict[str, Source]) -> Iterator[Checked]:
@@ -257,9 +264,9 @@ def _remarks(compiled: Compiled, root: Node, file: Path) -> Iterator[Remark]:
     if not rule.status:
         yield Remark("no status", root.at, "begin with experimental")
     yield from _tags(rule.tags, root)
-    if not file.with_suffix(EVENTS).exists():
+    if beside(file, EVENTS) is None:
         yield Remark(f"no {file.stem}{EVENTS} beside it", root.at, "see docs/authoring.md")
-    if rule.status == "stable" and not file.with_suffix(ACTION).exists():
+    if rule.status == "stable" and beside(file, ACTION) is None:
         yield Remark(f"stable, and no {file.stem}{ACTION} beside it", root.at, "see docs/authoring.md")
     yield from _items(compiled.tree, root, compiled.source)
 

@@ -170,6 +170,14 @@ def test_what_is_no_file(tmp_path):
     assert [checked.loaded for checked in check([tmp_path], TABLE)] == [False, True, False, False]
 
 
+def test_longest_name(tmp_path):
+    """Beside a file whose name is as long as can be there is no room for another, and that is no error."""
+    (tmp_path / f"{'x' * 251}.yml").write_text(EXAMPLE)
+    (checked,) = check([tmp_path], TABLE)
+
+    assert checked.loaded
+
+
 def test_deep_folders(tmp_path):
     """Folders in folders end somewhere: what is too deep is said, the rest looked at."""
     (tmp_path / "a.yml").write_text(EXAMPLE)
