@@ -31,8 +31,7 @@ MS_REC, MS_PRIVATE, MNT_DETACH = 0x4000, 0x40000, 2
 PR_SET_PDEATHSIG, PR_CAPBSET_READ, PR_CAPBSET_DROP = 1, 23, 24
 PTRACE_ATTACH, PTRACE_DETACH = 16, 17
 BPF_PROG_LOAD = 5
-# What the steps need: files (1, 3), mounts and namespaces of its own (21). All others are given up.
-KEPT = frozenset({1, 3, 21})
+CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SYS_ADMIN = 1, 3, 21
 CAP_SYS_BOOT = 22
 SECONDS = 20
 """After which the kernel ends it, come what may."""
@@ -180,9 +179,12 @@ def _link(existing: str, path: str) -> None:
 
 def _enter(plan: dict[str, Any]) -> int:
     """Give up what could reach beyond, and become the first program; the exec makes that final."""
+    kept = {CAP_DAC_OVERRIDE, CAP_FOWNER}
+    if any(name in {"mount", "setns"} for name, *_ in plan["do"]):
+        kept.add(CAP_SYS_ADMIN)
     capability = 0
     while _libc.prctl(PR_CAPBSET_READ, capability, 0, 0, 0) >= 0:
-        if capability not in KEPT:
+        if capability not in kept:
             _checked(_libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl")
         capability += 1
     _become(plan, 0)

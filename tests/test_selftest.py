@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Actions are read without trust; an event counts if it is the action's, and only for its rule."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def test_steps():
     assert set(selftest._TAKES) == set(actor.STEPS)
     assert set(actor.PATHS) | actor.MADE_FIRST <= set(actor.STEPS)
     assert set(actor.PATHS) >= actor.MADE_FIRST
+
+
+def test_documented():
+    """Each step stands in docs/authoring.md, and no other does."""
+    text = (RULES.parent / "docs" / "authoring.md").read_text(encoding="utf-8")
+
+    assert set(re.findall(r'^\| `\["(\w+)"', text, re.MULTILINE)) == set(actor.STEPS)
 
 
 def test_action():
