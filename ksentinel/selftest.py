@@ -76,9 +76,9 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Finding:
     """
-    A rule, tested.
+    A rule, and how its test ended.
 
     Attributes
     ----------

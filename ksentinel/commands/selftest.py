@@ -26,13 +26,13 @@ def selftest(
 
     What is done stands beside each rule; it is done in namespaces of its own, on an empty file system in memory.
     """
-    from ksentinel.report.selftest import tested_table
+    from ksentinel.report.selftest import findings_table
     from ksentinel.rules.ruleset import RuleSet
-    from ksentinel.selftest import Action, Outcome, Tested, Watch, read_action
+    from ksentinel.selftest import Action, Finding, Outcome, Watch, read_action
 
     settings = read_config(config)
     ruleset: RuleSet = load_rules(rule_paths(settings, rules))
-    results: dict[str, Tested] = {}
+    results: dict[str, Finding] = {}
     actions: dict[str, Action] = {}
     by_id = {rule.id: rule for rule in ruleset.rules}
     for rule in ruleset.rules:
@@ -40,11 +40,11 @@ def selftest(
         if rule.status != "stable" and not (every and action is not None):
             continue
         if action is None:
-            results[rule.id] = Tested(rule, Outcome.UNTESTED, "docs/authoring.md says how one looks")
+            results[rule.id] = Finding(rule, Outcome.UNTESTED, "docs/authoring.md says how one looks")
         elif action.cannot:
-            results[rule.id] = Tested(rule, Outcome.CANNOT, action.cannot)
+            results[rule.id] = Finding(rule, Outcome.CANNOT, action.cannot)
         elif rule.source == "auditd":
-            results[rule.id] = Tested(rule, Outcome.CANNOT, "it reads audit's records, and BPF has none")
+            results[rule.id] = Finding(rule, Outcome.CANNOT, "it reads audit's records, and BPF has none")
         else:
             actions[rule.id] = action
     watch = Watch()
@@ -55,13 +55,13 @@ def selftest(
         reason = "; ".join(part for part in said[identity].splitlines() if part) if match is None else ""
         if match is None and lost:
             reason += f" ({lost} records were lost meanwhile)"
-        results[identity] = Tested(by_id[identity], outcome, reason, match)
+        results[identity] = Finding(by_id[identity], outcome, reason, match)
     tested = [results[rule.id] for rule in ruleset.rules if rule.id in results]
     if json:
         for one in tested:
             print_json(_plain(one))
     else:
-        tested_table(tested)
+        findings_table(tested)
     if not tested:
         tell("no rule is stable: --all tests those with an action")
     if any(one.outcome in {Outcome.SILENT, Outcome.UNTESTED} for one in tested):

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from ksentinel import report
-from ksentinel.selftest import Outcome, Tested
+from ksentinel.selftest import Finding, Outcome
 
 _STYLES = {
     Outcome.FIRED: "green",
@@ -18,7 +18,7 @@ _STYLES = {
 }
 
 
-def tested_table(tested: Sequence[Tested]) -> None:
+def findings_table(tested: Sequence[Finding]) -> None:
     """Print one row a rule, then the sums."""
     out = report.console()
     table = Table("Outcome", "Rule", "Reason", box=None, pad_edge=False)
