@@ -15,10 +15,11 @@ from ksentinel.commands import rules
 from ksentinel.commands.alerts import alerts, explain
 from ksentinel.commands.doctor import doctor
 from ksentinel.commands.events import events
-from ksentinel.commands.monitor import monitor, status
+from ksentinel.commands.monitor import monitor, reload, status
 from ksentinel.commands.output import complain, tell
 from ksentinel.commands.record import record
 from ksentinel.commands.replay import replay
+from ksentinel.commands.selftest import selftest
 from ksentinel.commands.train import train
 from ksentinel.errors import InputError, KsentinelError, UsageError
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (doctor, record, train, replay, monitor, status, alerts, explain, events):
+for _command in (doctor, record, train, replay, monitor, status, reload, alerts, explain, events, selftest):
     app.command()(_command)
 app.add_typer(rules.app)
 

@@ -6,15 +6,19 @@ With `cli` the only place that asks for any of these.
 """
 
 import grp
+import json
 import os
 import platform
 import pwd
 import re
 import resource
 import signal
+import subprocess
+import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -121,13 +125,25 @@ def redactor(settings: Config) -> Any:
 
 
 @contextmanager
-def stopping(seconds: float | None) -> Iterator[Callable[[], bool]]:
-    """Give a function that tells when to stop: at a signal, or *seconds* after it was first asked."""
+def stopping(
+    seconds: float | None, hang_up: Callable[[str], None] | None = None
+) -> Iterator[Callable[[], bool]]:
+    """
+    Give a function that tells when to stop: at a signal, or *seconds* after it was first asked.
+
+    Parameters
+    ----------
+    hang_up
+        Is called, in the handler, instead of stopping when SIGHUP comes; with the signal's name.
+    """
     signalled = False
 
-    def handler(_number: int, _frame: FrameType | None) -> None:
+    def handler(number: int, _frame: FrameType | None) -> None:
         nonlocal signalled
-        signalled = True
+        if number == signal.SIGHUP and hang_up is not None:
+            hang_up(signal.Signals(number).name)
+        else:
+            signalled = True
 
     caught = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
@@ -227,6 +243,97 @@ def live(
         if contents is not None:
             contents.recognise, attend = collector.recognise, contents.attend
         yield Live(collector, normalizer, stop, keep, attend=attend, contents=contents, tell=tell)
+
+
+class Actors:
+    """
+    Processes that do what rules are about, a few at a time; one that takes too long is ended by the kernel.
+
+    Parameters
+    ----------
+    actions
+        By rule.
+    pids
+        Is told the PID of each before it acts.
+
+    Attributes
+    ----------
+    said
+        By rule: what its actor had to say.
+    """
+
+    AT_ONCE = 4
+    SETTLE = 2.0  # seconds until what the last one did has come through the ring buffer
+    MOST_SAID = 4096
+
+    def __init__(self, actions: dict[str, Any], pids: dict[int, str]) -> None:
+        self.waiting = list(actions.items())
+        self.pids = pids
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.said: dict[str, str] = {}
+        self._ended = 0.0
+
+    def go_on(self) -> None:
+        """Note who has ended, and start the next ones."""
+        for rule, process in list(self.running.items()):
+            if process.poll() is not None:
+                self._end(rule)
+        while self.waiting and len(self.running) < self.AT_ONCE:
+            rule, action = self.waiting.pop(0)
+            self._start(rule, action)
+        if not self.running and not self._ended:
+            self._ended = time.monotonic()
+
+    def done(self) -> bool:
+        """Tell whether all have ended, and what they did has had its time to come through."""
+        return bool(self._ended) and time.monotonic() > self._ended + self.SETTLE
+
+    def _start(self, rule: str, action: Any) -> None:
+        from ksentinel import actor
+        from ksentinel.selftest import CALLS
+        from ksentinel.syscalls import names
+
+        numbers = {name: number for number, name in names(platform.machine()).items() if name in CALLS}
+        plan = {
+            "as": action.programs,
+            "do": action.steps,
+            "numbers": numbers,
+            "interpreter": os.path.realpath(sys.executable),
+            "script": actor.__file__,
+            "home": sys.base_prefix,
+            "libraries": [f"{sys.base_prefix}/lib", sysconfig.get_path("stdlib")],
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-I", actor.__file__],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={}, cwd="/",
+        )  # fmt: skip
+        self.running[rule] = process
+        # It waits for its plan: by then everybody knows whose it is.
+        self.pids[process.pid] = rule
+        plans: Any = process.stdin
+        with suppress(BrokenPipeError), plans:
+            plans.write(json.dumps(plan).encode())
+
+    def _end(self, rule: str) -> None:
+        process = self.running.pop(rule)
+        process.kill()  # the namespaces' first process ends with it, and so does everything in them
+        process.wait()
+        told: Any = process.stderr
+        with told:
+            self.said[rule] = told.read(self.MOST_SAID).decode("utf-8", "replace")
+        if process.returncode:
+            self.said[rule] += f"\nit ended with {process.returncode}"
+
+
+@contextmanager
+def actors(actions: dict[str, Any], pids: dict[int, str]) -> Iterator[Actors]:
+    """Give what does the *actions* of rules; nothing of it goes on afterwards."""
+    some = Actors(actions, pids)
+    try:
+        yield some
+    finally:
+        for rule in list(some.running):
+            some._end(rule)  # noqa: SLF001
 
 
 def hashes(programs: set[str], *, most: int = 4096) -> dict[str, str]:
@@ -344,6 +451,7 @@ def control(
     *,
     model: Path | None,
     store: Path,
+    reloader: Any,
     tell: Callable[[str], None],
 ) -> Iterator[None]:
     """Answer what the control socket is asked, meanwhile; raises InputError if it can't be there."""
@@ -352,7 +460,6 @@ def control(
     from ksentinel.control import Control
     from ksentinel.protocol import Group, Request
     from ksentinel.status import Meter, Status
-    from ksentinel.trail import Trail
 
     meter = Meter(time.monotonic, cpu_seconds, memory_bytes)
     since_ns, since = time.time_ns(), time.monotonic()
@@ -367,6 +474,8 @@ def control(
             seconds=round(time.monotonic() - since, 3),
             model=about,
             rules=len(pipeline.rules),
+            rules_loaded_ns=reloader.loaded_ns,
+            last_reload=reloader.last,
             store=str(store),
             lost=stream.lost(),
             account=stream.account(),
@@ -376,17 +485,33 @@ def control(
         )
         return asdict(told)
 
+    def reload(_arguments: Any) -> dict[str, Any]:
+        return asdict(reloader.reload())
+
     asked = Control(
         path,
         Group(settings.control.group, group_id(settings.control.group)),
-        {"status": Request(status, changes=False)},
+        {"status": Request(status, changes=False), "reload": Request(reload, changes=True)},
         owner=os.geteuid(),
-        trail=Trail(store.parent / "changes.jsonl", os.geteuid()),
+        trail=reloader.trail,
         tick=meter.sample,
         tell=tell,
     )
     with asked:
         yield
+
+
+@contextmanager
+def reloading(
+    load: Callable[[], Any], pipeline: Any, store: Path, tell: Callable[[str], None]
+) -> Iterator[Any]:
+    """Give what reloads the rules of *pipeline*, and writes down in the audit trail beside *store* that it did."""
+    from ksentinel.reload import Reloader
+    from ksentinel.trail import Trail
+
+    trail = Trail(store.parent / "changes.jsonl", os.geteuid())
+    with Reloader(load, pipeline, trail, tell=tell, time_ns=time.time_ns) as reloader:
+        yield reloader
 
 
 def group_id(name: str) -> int | None:

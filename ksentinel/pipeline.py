@@ -26,6 +26,8 @@ class Pipeline:
 
     Parameters
     ----------
+    rules
+        May be replaced at any time, by any thread: the next batch asks the new ones.
     model
         None: rules alone; windows are counted as ``windows_unscored``.
     explain
@@ -81,6 +83,7 @@ class Pipeline:
             self._expire(batch)
             now_lost = stream.lost()
             lossy = now_lost > lost
+            rules = self.rules  # another thread may replace them: one set a batch
             lost = now_lost
             anomalies = iter(self._assess(batch))
             for item in batch:
@@ -96,7 +99,7 @@ class Pipeline:
                     if anomaly.level is not Level.NONE:
                         yield from self._tell(self.incidents.anomaly(anomaly, lossy=lossy))
                 else:
-                    yield from self._tell(self._match(item, lossy=lossy))
+                    yield from self._tell(self._match(item, rules, lossy=lossy))
             if self.flight is not None:
                 self.flight.flush()
         yield from self._tell(self.incidents.finish())
@@ -142,8 +145,8 @@ class Pipeline:
         assessed = iter(self.model.assess(fitting))
         return [next(assessed) if window.origin == self.model.origin else None for window in windows]
 
-    def _match(self, event: Event, *, lossy: bool) -> Iterator[Alert]:
-        for match in self.rules.match(event):
+    def _match(self, event: Event, rules: RuleSet, *, lossy: bool) -> Iterator[Alert]:
+        for match in rules.match(event):
             self.counts["matches"] += 1
             yield from self.incidents.match(self.exceptions.mark(match), lossy=lossy)
 

@@ -69,6 +69,25 @@ class ModelStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadStatus:
+    """
+    How a reload of the rules ended.
+
+    Attributes
+    ----------
+    rules
+        How many were in use afterwards.
+    error
+        Why those from before stayed, with the place; empty if they didn't.
+    """
+
+    time_ns: int
+    ok: bool
+    rules: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """
     Answer to the request ``status``.
@@ -83,8 +102,10 @@ class Status:
         When it began to watch, and for how long it has.
     model
         None: rules alone.
-    rules
-        How many are loaded.
+    rules, rules_loaded_ns
+        How many are loaded, and since when (0: an older daemon, which doesn't say).
+    last_reload
+        None if there was none.
     lost
         Records that were lost so far.
     account, walk, control
@@ -105,6 +126,8 @@ class Status:
     walk: dict[str, int]
     control: dict[str, int]
     usage: Usage
+    rules_loaded_ns: int = 0
+    last_reload: ReloadStatus | None = None
 
     @classmethod
     def from_plain(cls, plain: Any, at: Path) -> "Status":

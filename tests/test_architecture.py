@@ -16,7 +16,7 @@ TESTS = ROOT / "tests"
 ROOMS = (
     "errors printable level event syscalls codec shipped config window mounts executables contents bpf support sources overload normalize "
     "detectors rules policy verdict exceptions alert incident flight search recording streams explain store sinks endpoint trail protocol "
-    "control status pipeline training report host commands cli"
+    "control status pipeline reload actor selftest training report host commands cli"
 ).split()
 
 # Clock, environment and chance: the command line hands them in, so that a replay is the same each time.

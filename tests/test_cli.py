@@ -48,10 +48,12 @@ from ksentinel.host import (
     group_id,
     memory_bytes,
     socket_to_ask,
+    stopping,
     watching,
 )
 from ksentinel.protocol import Group, Request
 from ksentinel.recording import Reader, Writer
+from ksentinel.rules.ruleset import EXAMPLE
 from ksentinel.store import Store
 
 HERE = Path(__file__).parent
@@ -1408,6 +1410,60 @@ def test_monitor_stopped(tmp_path, number):
     assert "≠" not in (tmp_path / "out").read_text()
     with Store(store, os.getuid()) as kept:
         list(kept.alerts())
+
+
+@pytest.mark.bpf
+def test_reload(tmp_path, run):
+    """SIGHUP and `reload` load the rules anew; a bad one keeps the old, and is told everywhere; it goes on watching."""
+    rules, store, control = tmp_path / "rules", tmp_path / "alerts.db", tmp_path / "control.sock"
+    rules.mkdir(mode=0o755)
+    (rules / "cat.yml").write_text(EXAMPLE)
+    process = start(tmp_path, "monitor", "--store", store, "--rules", rules)
+
+    def told():
+        return run("status", "--control", control, "--json").objects[0]
+
+    before = told()
+    (rules / "bad.yml").write_text(EXAMPLE.replace("level: low", "level: odd"))
+    process.send_signal(signal.SIGHUP)
+    wait_for(lambda: told()["last_reload"] is not None)
+    bad, table = told(), run("status", "--control", control).text
+    refused = run("reload", "--control", control)
+    (rules / "bad.yml").write_text(EXAMPLE.replace("11\n", "12\n").replace("/cat", "/dog"))
+    good = run("reload", "--control", control, "--json")
+    after = told()
+    process.terminate()
+    assert process.wait(timeout=30) == 0
+
+    place = f"{rules}/bad.yml:8:8: level 'odd'"
+    assert (before["rules"], before["last_reload"]) == (1, None)
+    assert (bad["rules"], bad["last_reload"]["ok"]) == (1, False)
+    assert bad["rules_loaded_ns"] == before["rules_loaded_ns"]
+    assert bad["last_reload"]["error"].startswith(place)
+    assert f"failed: {place}" in table
+    assert (refused.status, place in refused.err) == (1, True)
+    assert (good.status, good.objects) == (0, [after["last_reload"]])
+    assert (after["rules"], after["last_reload"]["ok"]) == (2, True)
+    assert after["rules_loaded_ns"] == after["last_reload"]["time_ns"] > before["rules_loaded_ns"]
+    said = (tmp_path / "err").read_text()
+    assert said.count(f"rules not reloaded, the 1 in use stay: {place}") == 2
+    assert "rules reloaded: 2, before 1" in said
+    trail = [json.loads(line) for line in (tmp_path / "changes.jsonl").read_text().splitlines()]
+    assert [line["request"] for line in trail] == ["reload"] * 6
+    assert [line["outcome"] for line in trail][::2] == ["begun"] * 3
+    assert trail[-1]["outcome"] == "done"
+    assert trail[1]["outcome"].startswith(place)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_hang_up(heard):
+    """SIGHUP stops who has nothing better to do with it; the others hear of it and go on."""
+    names = []
+    with stopping(None, names.append if heard else None) as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+        assert stop() is not heard
+        assert names == ["SIGHUP"] * heard
 
 
 @pytest.mark.bpf

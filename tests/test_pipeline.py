@@ -298,3 +298,38 @@ def test_nothing(rules, model):
     assert list(pipeline.walk(Batches([], []))) == []
     assert {0} == set(pipeline.account().values())
     assert isinstance(NORMAL, Window)
+
+
+def test_rules_replaced(rules):
+    """Other rules are asked from the next batch on: what is left of this one meets those from before."""
+    walk = Pipeline(rules, None, Incidents())
+    counts = []
+
+    class Watched(RuleSet):
+        def match(self, event):
+            counts.append(type(self).__name__)
+            return super().match(event)
+
+    class Replaced(Watched):
+        pass
+
+    walk.rules = Watched()
+
+    def batches():
+        yield [cat(0), cat(1)]
+        yield [cat(2)]
+
+    class Stream(Batches):
+        def __iter__(self):
+            return batches()
+
+    original = walk._match
+
+    def replacing(event, *arguments, **options):
+        yield from original(event, *arguments, **options)
+        walk.rules = Replaced()
+
+    walk._match = replacing
+    list(walk.walk(Stream()))
+
+    assert counts == ["Watched", "Watched", "Replaced"]

@@ -87,8 +87,8 @@ def test_modules(names):
 
 
 def test_data(names):
-    """BPF objects, rules, tables of system calls and licences."""
-    expected = {f"ksentinel/data/rules/{file}" for file in files("rules", "*.yml")}
+    """BPF objects, rules with what stands beside them, tables of system calls and licences."""
+    expected = {f"ksentinel/data/rules/{file}" for file in files("rules", "*.*")}
     expected |= {f"ksentinel/data/syscalls/{file}" for file in files("ksentinel/data/syscalls", "*.tsv")}
     sources = files("lsm_bpf", "*.bpf.c")
     expected |= {f"ksentinel/data/lsm_bpf/{file.removesuffix('.c')}.o" for file in sources}
@@ -127,6 +127,14 @@ def test_bpf_object_is_this_source(wheel):
 
     assert (shipped[:4], int.from_bytes(shipped[18:20], "little")) == (b"\x7fELF", 247)
     assert shipped == (ROOT / "lsm_bpf" / "trace.bpf.o").read_bytes()
+
+
+def test_rules_pass(run):
+    """The rules that are installed pass on the events installed beside them."""
+    ran = run("ksentinel", "rules", "test", "--json")
+
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.splitlines()) == len(files("rules", "*.yml"))
 
 
 def test_runs_from_the_wheel(run, installed):

@@ -26,9 +26,11 @@ from ksentinel.commands.options import (
     read_config,
 )
 from ksentinel.commands.output import print_json, tell
-from ksentinel.commands.walk import build_pipeline, finish, outlet_of
+from ksentinel.commands.walk import build_pipeline, finish, load_rules, outlet_of, rule_paths
 from ksentinel.config import Config
 from ksentinel.errors import UsageError
+
+_RELOAD_SECONDS = 300.0  # thousands of rules take their time
 
 
 def monitor(
@@ -50,7 +52,7 @@ def monitor(
     Watch this host live. Needs root and BPF.
 
     The kernel scores every system call; what is unusual, and a sample of the rest, meets the model, and every argument
-    event the rules.
+    event the rules. SIGHUP, like `ksentinel reload`, has it load the rules anew.
     """
     host.one_thread()
     settings = read_config(config)
@@ -68,7 +70,11 @@ def monitor(
         contents = None
         if model is not None:
             contents = stack.enter_context(host.contents(manifest, pipeline.model, tell))
-        stop = stack.enter_context(host.stopping(seconds))
+        kept = store or host.default_store()
+        reloader = stack.enter_context(
+            host.reloading(lambda: load_rules(rule_paths(settings, rules)), pipeline, kept, tell)
+        )
+        stop = stack.enter_context(host.stopping(seconds, reloader.signal))
         stream = stack.enter_context(
             host.live(
                 settings,
@@ -81,7 +87,6 @@ def monitor(
                 tell=tell,
             )
         )
-        kept = store or host.default_store()
         outlet = stack.enter_context(outlet_of(kept, settings, pipeline, json=json))
         if scores is not None:
             from ksentinel.sinks.scores import Scores
@@ -90,7 +95,9 @@ def monitor(
         alone = " by rules alone (no --model)" if model is None else ""
         if socket is not None:
             stack.enter_context(
-                host.control(settings, socket, stream, pipeline, model=model, store=kept, tell=tell)
+                host.control(
+                    settings, socket, stream, pipeline, model=model, store=kept, reloader=reloader, tell=tell
+                )
             )
         elif not no_control:
             tell("no control socket: XDG_RUNTIME_DIR is not set (name one by --control)")
@@ -115,6 +122,18 @@ def status(control: ControlFile = None, json: Json = False) -> None:
     plain = ask(path, "status", trusted={0, host.user()})
     told = Status.from_plain(plain, path)
     print_json(plain) if json else status_table(told)
+
+
+def reload(control: ControlFile = None, json: Json = False) -> None:
+    """Have a running monitor load its rules anew: all of them, or it keeps those that it has."""
+    from ksentinel.protocol import ask
+
+    path = control or host.socket_to_ask()
+    plain = ask(path, "reload", trusted={0, host.user()}, seconds=_RELOAD_SECONDS)
+    if json:
+        print_json(plain)
+    else:
+        tell(f"{plain['rules']} rules are in use now")
 
 
 def _socket(settings: Config, named: Path | None, *, off: bool) -> Path | None:

@@ -23,6 +23,11 @@ def load_rules(paths: list[Path] | None) -> Any:
     return RuleSet.load(paths or [shipped("rules")], trusted_uids={0, host.user()}, users=user_names())
 
 
+def rule_paths(settings: Config, named: list[Path] | None) -> list[Path]:
+    """Return where the rules are: those that were *named*, else the configuration's; empty: the shipped ones."""
+    return named or [Path(path) for path in settings.rules.paths]
+
+
 def user_names() -> dict[int, str]:
     """Return the names of this host's users, as rules may ask for them."""
     return {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
@@ -68,7 +73,7 @@ def build_pipeline(
     from ksentinel.incident import SECOND, Incidents
     from ksentinel.pipeline import Pipeline
 
-    ruleset = load_rules(rules or [Path(path) for path in settings.rules.paths])
+    ruleset = load_rules(rule_paths(settings, rules))
     model = None
     if folder is not None:
         from ksentinel.detectors import artifact

@@ -341,7 +341,7 @@ def status_table(status: Status) -> None:
         "mode": status.mode,
         "since": f"{when(status.since_ns)[:19].replace('T', ' ')} UTC, for {_span_of(status.seconds)}",
         "model": about,
-        "rules": status.rules,
+        "rules": _rules_in_use(status),
         "store": status.store,
         "cpu": f"{usage.cpu_share:.1%} of a core since then, {usage.cpu_share_lately:.1%} over {lately}",
         "memory": f"{_megabytes(usage.memory_bytes)}, at its peak {_megabytes(usage.memory_peak_bytes)}",
@@ -355,6 +355,20 @@ def status_table(status: Status) -> None:
     account_table(status.account, live=True)
     account_table(status.walk, title="The walk", live=True)
     account_table(status.control, title="The control socket", live=True)
+
+
+def _rules_in_use(status: Status) -> str:
+    from ksentinel.alert import when
+
+    told = str(status.rules)
+    if status.rules_loaded_ns:
+        told += f", loaded {when(status.rules_loaded_ns)[:19].replace('T', ' ')} UTC"
+    last = status.last_reload
+    if last is not None and not last.ok:
+        told += f"; the reload at {when(last.time_ns)[:19].replace('T', ' ')} UTC failed: {last.error}"
+    elif last is not None:
+        told += ", by a reload"
+    return told
 
 
 def account_table(account: Mapping[str, float], title: str = "Accounting", *, live: bool = False) -> None:

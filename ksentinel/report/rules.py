@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules, as people are shown them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
-from rich.text import Text
 
 from ksentinel import report
-from ksentinel.exceptions import Exceptions
-from ksentinel.level import Level
-from ksentinel.policy import Cell, Policy
-from ksentinel.rules import Rule
+from ksentinel.alert import when
+from ksentinel.codec import event_to_plain
+from ksentinel.event import Event
+from ksentinel.explain.event import in_words
+from ksentinel.rules import Clause, Match, Rule
+from ksentinel.rules.cases import Outcome
+from ksentinel.rules.checking import Checked
+from ksentinel.rules.trial import Trial
+
+_LONGEST = 400
+_MOST_NAMES = 20
 
 
 def rules_table(rules: Sequence[Rule]) -> None:
@@ -29,42 +35,84 @@ def rules_table(rules: Sequence[Rule]) -> None:
     out.print(f"{len(rules)} rules")
 
 
-def policy_tables(policy: Policy) -> None:
-    """Print a policy: a table for each context, the rules' level down, the model's across."""
-    out = report.console()
-    out.print(report.plain(policy.file), highlight=False)
-    for context, cells in policy.tables.items():
-        table = Table(f"{context}: rule", *(f"model {model}" for model in Level), box=None, pad_edge=False)
-        for rule in Level:
-            table.add_row(str(rule), *(_cell(cells[rule, model]) for model in Level))
-        out.print()
-        out.print(table)
-    out.print()
-    out.print(f"learning: a profile of fewer than {policy.learning_windows:,} windows, or a changed program")
+def checked_lines(checked: Checked) -> None:
+    """Print what is wrong with a file, or unwise: nothing, if nothing is."""
+    told = [str(problem) for problem in checked.problems]
+    if checked.more and told:
+        told[-1] += " [there may be more]"
+    told += [
+        f"{remark.at}: remark: {remark.what}" + (f" ({remark.remedy})" if remark.remedy else "")
+        for remark in checked.remarks
+    ]
+    report.lines(told)
 
 
-def exceptions_table(exceptions: Exceptions, now_ns: int) -> None:
-    """Print one row an exception, those that have ended marked."""
-    out = report.console()
-    out.print()
-    plains = exceptions.to_plain(now_ns)
-    if plains:
-        table = Table("Exception", "Rules", "Owner", "Until", "Reason", "At", box=None, pad_edge=False)
-        for plain in plains:
-            rules = plain["rules"]
-            until = plain["expires"] if plain["active"] else f"{plain['expires']} (ended)"
-            table.add_row(
-                report.plain(plain["id"]),
-                report.plain(rules if isinstance(rules, str) else ", ".join(rules)),
-                report.plain(plain["owner"]),
-                report.plain(until, style="" if plain["active"] else "bold red"),
-                report.plain(plain["reason"]),
-                report.plain(plain["at"]),
-            )
-        out.print(table)
-    active = sum(plain["active"] for plain in plains)
-    out.print(f"{active} exceptions in force, {len(plains) - active} ended")
+def outcome_lines(bad: Iterable[Outcome]) -> None:
+    """Print what a rule did with its cases, and should not have done."""
+    told: list[str] = []
+    for outcome in bad:
+        did = "doesn't fire" if outcome.case.match else "fires"
+        told.append(
+            f"{outcome.case.at}: {did}, and should{'' if outcome.case.match else ' not'}: {outcome.case.why}"
+        )
+        told += [f"    {outcome.said}"] if outcome.said else []
+        told += [f"    {clause_words(clause)}" for clause in outcome.clauses]
+    report.lines(told)
 
 
-def _cell(cell: Cell) -> Text:
-    return Text(str(cell), report.STYLES.get(str(cell.level), ""))
+def match_lines(match: Match) -> None:
+    """Print an event that a rule fires on, with the clauses that made it."""
+    report.lines([_event_line(match.event), *(f"    {clause_words(clause)}" for clause in match.clauses)])
+
+
+def trial_lines(trial: Trial, limit: int) -> None:
+    """Print what came of a trial: near misses, whose the matches are, and the sums."""
+    told: list[str] = []
+    if trial.matches > limit:
+        told.append(f"... {trial.matches - limit} more matches")
+    if trial.misses:
+        told.append(f"Near misses: all but one part held, on {trial.near} events")
+        for miss in trial.misses:
+            told.append(f"  {_event_line(miss.event)}")
+            told += [f"      {clause_words(clause)}" for clause in miss.clauses]
+    for title, counter in (("executable", trial.executables), ("parent", trial.parents)):
+        if counter:
+            told.append(f"Matches by {title}")
+            told += [
+                f"  {number:8,} {name or 'unknown'}" for name, number in counter.most_common(_MOST_NAMES)
+            ]
+            told += [f"  and {len(counter) - _MOST_NAMES} more"] if len(counter) > _MOST_NAMES else []
+    told.append(
+        f"{trial.events:,} events, {trial.of_source:,} of {trial.compiled.source.name}: "
+        f"{trial.matches:,} matches, {trial.near:,} near misses"
+    )
+    report.lines(told)
+
+
+def clause_words(clause: Clause) -> str:
+    """
+    Return a clause in words; where a pattern matched is marked.
+
+    Examples
+    --------
+    >>> clause_words(Clause("selection", "Image", "endswith '/cat'", "/bin/cat", (4, 8)))
+    "selection: Image endswith '/cat': /bin[/cat]"
+    """
+    value = clause.value
+    if value is None:
+        shown = "there is none"
+    elif clause.span is not None and not clause.negated:
+        start, end = clause.span
+        shown = f"{value[:start]}[{value[start:end]}]{value[end:]}"
+    else:
+        shown = value
+    verb = "not " if clause.negated else ""
+    return f"{clause.selection}: {clause.field} {verb}{clause.test}: {shown[:_LONGEST]}"
+
+
+def _event_line(event: Event) -> str:
+    process = event.process
+    parent = "" if process.parent is None or not process.parent.exe else f", started by {process.parent.exe}"
+    return f"{when(event.time_ns)} {process.exe or 'unknown'} ({process.key.pid}{parent}): {in_words(event_to_plain(event))}"[
+        :_LONGEST
+    ]

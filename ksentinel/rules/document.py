@@ -90,7 +90,10 @@ def read(path: Path, *, trusted_uids: Collection[int] | None) -> str:
         if not stat.S_ISREG(status.st_mode):
             raise RuleError("not a regular file", Location(path))
         check_trust(path, status, trusted_uids)
-        raw = file.read(MAX_BYTES + 1)
+        try:
+            raw = file.read(MAX_BYTES + 1)
+        except OSError as error:  # a broken disk; a file of /proc
+            raise RuleError(f"can't be read: {error.strerror}", Location(path)) from error
     if len(raw) > MAX_BYTES:
         raise RuleError(f"larger than {MAX_BYTES} bytes", Location(path))
     try:

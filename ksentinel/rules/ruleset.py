@@ -18,6 +18,7 @@ SUFFIXES = (".yml", ".yaml")
 SETTINGS = frozenset({"policy.yml", "exceptions.yml"})
 """Names of files that may stand among rules and are none: a walk through a folder leaves them out."""
 TRUSTED = frozenset({0})
+MAX_FOLDERS = 32
 
 
 class RuleSet:
@@ -116,7 +117,7 @@ class RuleSet:
         table = sources(users)
         compiled: dict[str, Compiled] = {}
         errors: list[RuleError] = []
-        for found in _files(paths, trusted_uids):
+        for found in rule_files(paths, trusted_uids):
             if isinstance(found, RuleError):
                 errors.append(found)
                 continue
@@ -174,7 +175,9 @@ def _enter(
             special[key].append(one)
 
 
-def _files(paths: Iterable[str | Path], trusted_uids: Collection[int] | None) -> Iterator[Path | RuleError]:
+def rule_files(
+    paths: Iterable[str | Path], trusted_uids: Collection[int] | None
+) -> Iterator[Path | RuleError]:
     """Yield every rule file once, in a fixed order, and what is wrong with directories."""
     seen: set[str] = set()
     for path in map(Path, paths):
@@ -198,6 +201,13 @@ def _walk(directory: Path, trusted_uids: Collection[int] | None) -> Iterator[Pat
     empty = True
     for folder, subfolders, names in os.walk(directory, onerror=failed):
         subfolders.sort()
+        if subfolders and len(Path(folder).relative_to(directory).parts) >= MAX_FOLDERS:
+            errors.append(
+                RuleError(
+                    f"folders nested more than {MAX_FOLDERS} deep", Location(Path(folder, subfolders[0]))
+                )
+            )
+            subfolders.clear()
         try:
             check_trust(Path(folder), Path(folder).stat(), trusted_uids)
         except OSError as error:

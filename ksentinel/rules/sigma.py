@@ -83,7 +83,11 @@ def compile_rule(text: str, file: str | Path, table: dict[str, Source]) -> Compi
     RuleError
         If anything is wrong with it.
     """
-    root = parse_document(text, file)
+    return compile_document(parse_document(text, file), file, table)
+
+
+def compile_document(root: Node, file: str | Path, table: dict[str, Source]) -> Compiled:
+    """Compile the document of a rule; parameters and errors as for `compile_rule`."""
     if not isinstance(root, Map):
         raise RuleError("a rule is a mapping: title, id, logsource, detection, level", root.at)
     _check_keys(root)
