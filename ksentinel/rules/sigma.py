@@ -8,6 +8,7 @@ without a source) is refused by name. A rule that loads can fire.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 from uuid import UUID
@@ -15,8 +16,8 @@ from uuid import UUID
 from ksentinel.errors import Location, RuleError
 from ksentinel.event import Event
 from ksentinel.level import Level
-from ksentinel.rules import ACTIONS, Match, Response, Rule
-from ksentinel.rules.condition import And, Expression, Or, compile_tree, leaves, needed, parse, trace
+from ksentinel.rules import ACTIONS, Match, Response, Rule, specification
+from ksentinel.rules.condition import And, Expression, Not, Or, compile_tree, leaves, needed, parse, trace
 from ksentinel.rules.document import List, Map, Node, Scalar, suggest
 from ksentinel.rules.document import parse as parse_document
 from ksentinel.rules.fields import NO_SOURCE, Field, Source, View
@@ -116,6 +117,7 @@ def compile_rule(text: str, file: str | Path, table: dict[str, Source]) -> Compi
         response=_response(root),
     )
     tree = _tree(_map(root, "detection"), source)
+    specification.check(root)
     keys = needed(tree, source.index) if source.index else None
     return Compiled(rule, source, tree, compile_tree(tree), keys, id_at)
 
@@ -301,7 +303,7 @@ def _selection(name: str, node: Node, source: Source) -> Expression:
     return parts[0] if len(parts) == 1 else Or(tuple(parts))
 
 
-def _keywords(name: str, node: Node, source: Source, modifiers: Modifiers) -> Item:
+def _keywords(name: str, node: Node, source: Source, modifiers: Modifiers) -> Expression:
     if not modifiers.shape:
         modifiers = replace(modifiers, shape="contains")
     return _item(name, source.keywords, node, modifiers)
@@ -331,15 +333,19 @@ def _unknown(name: str, source: Source, at: Location) -> NoReturn:
     raise RuleError(f"no source for field {name!r} in {source.name}", at, remedy)
 
 
-def _item(selection: str, field: Field, node: Node, modifiers: Modifiers) -> Item:
+def _item(selection: str, field: Field, node: Node, modifiers: Modifiers) -> Expression:
     values = node.items if isinstance(node, List) else (node,)
     if not values:
         raise RuleError("an empty list matches nothing", node.at)
-    patterns: list[Pattern] = []
+    patterns: list[tuple[Pattern, ...]] = []
     for value in values:
         if not isinstance(value, Scalar):
             raise RuleError("a value must be text, a number or null", value.at)
-        patterns += pattern(value, modifiers, field)
-    if modifiers.every and modifiers.windash:
-        raise RuleError("modifiers all and windash don't go together", node.at)
-    return Item(selection, field, tuple(patterns), every=modifiers.every)
+        patterns.append(pattern(value, modifiers, field))
+    tree: Expression
+    if modifiers.every and any(len(variants) > 1 for variants in patterns):
+        # Every value must be there, in one of its variants.
+        tree = And(tuple(Item(selection, field, variants) for variants in patterns))
+    else:
+        tree = Item(selection, field, tuple(chain.from_iterable(patterns)), every=modifiers.every)
+    return Not(tree) if modifiers.negated else tree
