@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 from uuid import UUID
 
 from ksentinel.errors import Location, RuleError
@@ -59,6 +59,12 @@ class Compiled:
     test: Test
     keys: frozenset[str] | None
     at: Location
+
+    @classmethod
+    def make(cls, rule: Rule, source: Source, tree: Expression, at: Location) -> Self:
+        """Return the rule with all that follows from its tree."""
+        keys = needed(tree, source.index) if source.index else None
+        return cls(rule, source, tree, compile_tree(tree), keys, at)
 
     def match(self, event: Event, view: View) -> Match:
         """Return the match, with its decisive clauses; only if *test* has held for that view."""
@@ -118,8 +124,7 @@ def compile_rule(text: str, file: str | Path, table: dict[str, Source]) -> Compi
     )
     tree = _tree(_map(root, "detection"), source)
     specification.check(root)
-    keys = needed(tree, source.index) if source.index else None
-    return Compiled(rule, source, tree, compile_tree(tree), keys, id_at)
+    return Compiled.make(rule, source, tree, id_at)
 
 
 def _check_keys(root: Map) -> None:
