@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `replay` and `monitor` share: the pipeline, where its alerts go, and the account at the end."""
 
+import os
 import pwd
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,20 @@ from ksentinel.errors import InputError, UsageError
 
 def load_rules(paths: list[Path] | None) -> Any:
     """Return the rules in *paths*, by default those that ship; raises RuleError for the first thing wrong."""
+    from ksentinel.rules.cache import Cache
     from ksentinel.rules.ruleset import RuleSet
     from ksentinel.shipped import shipped
 
     users = {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
-    return RuleSet.load(paths or [shipped("rules")], trusted_uids={0, host.user()}, users=users)
+    folder = host.rules_cache()
+    cache = None if folder is None else Cache(folder, os.geteuid())
+    try:
+        return RuleSet.load(
+            paths or [shipped("rules")], trusted_uids={0, host.user()}, users=users, cache=cache
+        )
+    finally:
+        if cache is not None and cache.odd:
+            tell(f"{cache.odd} (this folder can be deleted at any time)")
 
 
 def build_pipeline(settings: Config, rules: list[Path] | None, folder: Path | None, *, arch: str) -> Any:

@@ -145,7 +145,7 @@ class Cache:
     Attributes
     ----------
     odd
-        Why it couldn't be read or written; empty if it could.
+        What was odd about it, and what that means; empty if nothing was.
     hits, misses
         How many files it knew, and how many not.
     """
@@ -174,7 +174,7 @@ class Cache:
                 raise _OddError("damaged")  # noqa: TRY301 - said where the others are
             contents = msgspec.json.decode(body, type=_Contents)
         except (_OddError, OSError, msgspec.MsgspecError) as error:
-            self._note(error)
+            self._note(error, "rules are compiled anew")
             return
         if contents.made_by == self._made_by:
             self._kept = contents.rules
@@ -187,7 +187,7 @@ class Cache:
             try:
                 compiled = self._compiled(msgspec.json.decode(raw, type=_Rule), file)
             except (msgspec.MsgspecError, LookupError, ValueError, RecursionError) as error:
-                self._note(error)
+                self._note(error, "rules are compiled anew")
             else:
                 self.hits += 1
                 self._used[digest] = raw
@@ -213,11 +213,11 @@ class Cache:
         try:
             self._folder.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
         except (_OddError, OSError) as error:
-            self._note(error)
+            self._note(error, "compiled rules are not kept")
 
-    def _note(self, error: Exception) -> None:
+    def _note(self, error: Exception, so: str) -> None:
         why = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
-        self.odd = self.odd or f"{self._folder.path / FILE}: {why}"
+        self.odd = self.odd or f"{self._folder.path / FILE}: {why}: {so}"
 
     def _compiled(self, kept: _Rule, file: str | Path) -> Compiled:
         source = self._sources[kept.rule.source]

@@ -417,6 +417,7 @@ def _regex(text: str, flags: frozenset[str], at: Location) -> Pattern:
 
 
 _CLASS = re.compile(r"\[\^?\]?(?:\[:\^?\w+:\]|\\.|[^\]\\])*\]", re.DOTALL)
+_FLAG_GROUP = re.compile(r"\(\?[A-Za-z-]*\)")
 _REPEAT = re.compile(r"\{\d+(?:,\d*)?\}|[*+?]")
 
 
@@ -437,7 +438,9 @@ def required(expression: str, *, folds: bool) -> str:
     >>> required(r"^(curl|wget) +http://[^/]+/x\.sh", folds=False)
     ' http://'
     """
-    runs, run, depth, position = [""], "", 0, 0
+    flags = _FLAG_GROUP.match(expression)
+    position = 0 if flags is None else flags.end()
+    runs, run, depth = [""], "", 0
 
     def end() -> None:
         nonlocal run
@@ -456,6 +459,8 @@ def required(expression: str, *, folds: bool) -> str:
                 return ""
             position = found.end()
         elif char == "(":
+            if _FLAG_GROUP.match(expression, position - 1):
+                return ""  # what follows may repeat what stands before it
             depth += 1
         elif char == ")":
             depth -= 1
