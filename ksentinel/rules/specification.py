@@ -48,7 +48,7 @@ def check(rule: Map) -> None:
         If it has anything against it.
     """
     # Not before a rule has to be compiled: its import takes longer than to load a thousand rules that are known.
-    from sigma.exceptions import SigmaError
+    from sigma.exceptions import SigmaConditionError, SigmaError
     from sigma.rule import SigmaRule
 
     try:
@@ -58,10 +58,12 @@ def check(rule: Map) -> None:
         for condition in read.detection.parsed_condition:
             _ = condition.parsed
     except SigmaError as error:
-        raise RuleError(f"pySigma: {_said(error)}", _place(rule, type(error).__name__)) from error
+        raise RuleError(f"pySigma: {_said(error)}", _place(rule, error)) from error
     except RecursionError as error:
         raise RuleError(
-            "nested too deeply for pySigma", _place(rule, "SigmaCondition"), "fewer 'not' and parentheses"
+            "nested too deeply for pySigma",
+            _place(rule, SigmaConditionError("")),
+            "fewer 'not' and parentheses",
         ) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         # A rule that its authors didn't think of.
@@ -99,8 +101,11 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _place(rule: Map, error: str) -> Location:
-    name = next((place for start, place in _PLACES.items() if error.startswith(start)), "detection")
+def _place(rule: Map, error: Exception) -> Location:
+    kind = type(error).__name__
+    if kind == "SigmaValueError" and str(error).startswith("Sigma tag"):
+        kind = "SigmaTagError"
+    name = next((place for start, place in _PLACES.items() if kind.startswith(start)), "detection")
     if name == "condition":
         detection = rule.get("detection")
         node = detection.get("condition") if isinstance(detection, Map) else None
