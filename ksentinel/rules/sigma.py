@@ -20,7 +20,7 @@ from ksentinel.rules import ACTIONS, Match, Response, Rule, specification
 from ksentinel.rules.condition import And, Expression, Not, Or, compile_tree, leaves, needed, parse, trace
 from ksentinel.rules.document import List, Map, Node, Scalar, suggest
 from ksentinel.rules.document import parse as parse_document
-from ksentinel.rules.fields import NO_SOURCE, Field, Source, View
+from ksentinel.rules.fields import NO_LOGSOURCE, NO_SOURCE, Field, Source, View
 from ksentinel.rules.pattern import Item, Modifiers, Pattern, Test, pattern
 
 # What one evaluation may try: no rule can slow the walk beyond that.
@@ -236,16 +236,16 @@ def _source(logsource: Map, table: dict[str, Source]) -> Source:
             raise RuleError(
                 f"logsource: no source for category {category!r}",
                 _place(logsource, "category"),
-                suggest(category, categories) or known,
+                NO_LOGSOURCE.get(f"category {category}") or suggest(category, categories) or known,
             )
         return table[category]
     if service is None:
-        raise RuleError("logsource: names neither category nor service", logsource.at, known)
+        raise RuleError("logsource: names neither category nor service", logsource.at, NO_LOGSOURCE[""])
     if service != "auditd":
         raise RuleError(
             f"logsource: no source for service {service!r}",
             _place(logsource, "service"),
-            suggest(service, ["auditd"]) or known,
+            NO_LOGSOURCE.get(f"service {service}") or suggest(service, ["auditd"]) or known,
         )
     return table["auditd"]
 

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fields: every one can be had from some event, and means what the table says."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from ksentinel.cli import app
 from ksentinel.codec import event_from_plain
-from ksentinel.rules.fields import View, sources
+from ksentinel.event import Origin
+from ksentinel.rules.fields import NO_LOGSOURCE, NO_SOURCE, View, sources
 
 TABLE = sources({0: "root", 33: "www-data"})
 DOC = Path(__file__).parents[2] / "docs" / "rules.md"
@@ -15,7 +20,7 @@ PROCESS = {
     "pid": 42, "exe": "/usr/bin/dash", "argv": ["sh", "-c", "id"], "was": "/usr/sbin/nginx", "uid": 0, "euid": 33,
     "auid": 1000, "cwd": "/srv", "service": {"exe": "/usr/sbin/nginx"},
     "parent": {
-        "pid": 41, "exe": "/usr/sbin/nginx", "argv": ["nginx", "-g"],
+        "pid": 41, "exe": "/usr/sbin/nginx", "argv": ["nginx", "-g"], "uid": 33,
         "parent": {"pid": 1, "exe": "/usr/lib/systemd/systemd"},
     },
 }  # fmt: skip
@@ -39,6 +44,7 @@ VALUES = [
     ("process_creation", "ParentImage", EXEC, ("/usr/sbin/nginx",)),
     ("process_creation", "ParentCommandLine", EXEC, ("nginx -g",)),
     ("process_creation", "User", EXEC, ("www-data", "33")),
+    ("process_creation", "ParentUser", EXEC, ("www-data", "33")),
     ("process_creation", "CurrentDirectory", EXEC, ("/srv",)),
     ("process_creation", "ProcessId", EXEC, ("42",)),
     ("process_creation", "ParentProcessId", EXEC, ("41",)),
@@ -171,7 +177,60 @@ def test_arguments_by_full_name(fires_on_records):
     assert fires_on_records("{type: EXECVE, a0: wget, a1|startswith: --post-file}", event)
 
 
-@pytest.mark.parametrize("name", [name for source in TABLE.values() for name in source.fields])
-def test_documented(name):
-    """Every field is in docs/rules.md."""
-    assert f"`{name}`" in DOC.read_text(encoding="utf-8")
+def documented(source):
+    """Return the fields that docs/rules.md gives a source: (name, origin or "", what) of its table, and the names beside it."""
+    text = (
+        DOC.read_text(encoding="utf-8")
+        .partition(f"### `{source.logsource.replace(' ', ': ')}`\n")[2]
+        .partition("\n##")[0]
+    )
+    return re.findall(r"^\| `(\S+)`(?: \((\w+)\))? \| (.*) \|$", text, re.MULTILINE), set(
+        re.findall(r"`([^` ]+)`", text)
+    )
+
+
+@pytest.mark.parametrize("source", TABLE.values(), ids=TABLE)
+def test_documented(source):
+    """docs/rules.md gives each source its fields, with what they are and whose events have them, and no others."""
+    rows, names = documented(source)
+    if "process_creation" in names:  # lineage: "all fields of", and its own
+        names |= {name for name, _, _ in documented(TABLE["process_creation"])[0]}
+
+    assert set(source.fields) <= names
+    for name, origin, what in rows:
+        field = source.fields[name]
+        assert (field.what, ", ".join(field.origins)) == (what, origin or "audit, bpf")
+
+
+def test_audits_fields_come_from_audit():
+    """Nothing that only records have is promised of BPF."""
+    assert {field.origins for field in TABLE["auditd"].fields.values()} == {(Origin.AUDIT,)}
+    assert TABLE["auditd"].fields.get("a77").origins == (Origin.AUDIT,)
+
+
+def test_no_source_is_true():
+    """What is said not to be had isn't had anywhere, and a reason names only what there is."""
+    names = {name for source in TABLE.values() for name in source.fields}
+    told = " ".join([*NO_SOURCE.values(), *NO_LOGSOURCE.values()])
+
+    assert not names & set(NO_SOURCE)
+    assert not {source.logsource for source in TABLE.values()} & set(NO_LOGSOURCE)
+    assert set(re.findall(r"category (\w+)", told)) <= set(TABLE)
+    assert set(re.findall(r"\b[A-Z][a-z]+[A-Z]\w+", told)) <= names
+
+
+def test_command():
+    """`rules fields` lists every field of every source, and what is not to be had."""
+    shown = CliRunner().invoke(app, ["rules", "fields"]).output
+    lines = [
+        json.loads(line)
+        for line in CliRunner().invoke(app, ["rules", "fields", "--json"]).output.splitlines()
+    ]
+    fields = [(line["logsource"], line["field"]) for line in lines if "what" in line]
+
+    assert fields == [(source.logsource, name) for source in TABLE.values() for name in source.fields]
+    assert {line["field"] for line in lines if "no_source" in line} == {*NO_SOURCE, None}
+    assert all(
+        f"{name} " in shown
+        for name in ("ParentUser", "DestinationHostname", "service sshd", "category lineage"[:8])
+    )
