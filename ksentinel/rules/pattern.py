@@ -409,6 +409,8 @@ def _escape(text: str) -> str:
 
 def _regex(text: str, flags: frozenset[str], at: Location) -> Pattern:
     # Always with s: a line break in an argument must not hide what stands behind it.
+    if len(text) > MAX_REGEX:
+        raise RuleError(f"a regular expression of more than {MAX_REGEX} characters", at)
     letters = "".join(sorted({"s", *flags}))
     folds = "i" in flags or "(?" in text
     return _expression(
@@ -547,6 +549,9 @@ def _searcher(expression: str) -> Callable[[str], Span | None]:
 
     options = re2.Options()
     options.log_errors = False
+    # Only where it matched is asked for: with groups RE2 would leave its automaton for a search that takes as long as the
+    # expression is, for every character.
+    options.never_capture = True
     try:
         compiled = re2.compile(expression, options)
     except re2.error as error:
