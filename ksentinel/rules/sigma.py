@@ -253,6 +253,7 @@ def _source(logsource: Map, table: dict[str, Source]) -> Source:
 def _tree(detection: Map, source: Source) -> Expression:
     selections: dict[str, Expression] = {}
     condition: Node | None = None
+    written = 0
     for key, value in detection.items:
         name = str(key.text)
         if name == "condition":
@@ -261,6 +262,10 @@ def _tree(detection: Map, source: Source) -> Expression:
             raise RuleError("timeframe (an aggregation) is not supported", key.at)
         else:
             selections[name] = _selection(name, value, source)
+            # A dash may stand for 125 patterns: looked at before the condition says how often.
+            written += leaves(selections[name])
+            if written > MAX_PATTERNS:
+                raise RuleError(f"more than {MAX_PATTERNS} patterns", key.at)
     if condition is None:
         near = next((n for n in selections if suggest(n, ["condition"])), None)
         remedy = f"{near}: did you mean condition?" if near else ""
@@ -343,10 +348,14 @@ def _item(selection: str, field: Field, node: Node, modifiers: Modifiers) -> Exp
     if not values:
         raise RuleError("an empty list matches nothing", node.at)
     patterns: list[tuple[Pattern, ...]] = []
+    count = 0
     for value in values:
         if not isinstance(value, Scalar):
             raise RuleError("a value must be text, a number or null", value.at)
         patterns.append(pattern(value, modifiers, field))
+        count += len(patterns[-1])
+        if count > MAX_PATTERNS:
+            raise RuleError(f"more than {MAX_PATTERNS} patterns", value.at)
     tree: Expression
     if modifiers.every and any(len(variants) > 1 for variants in patterns):
         # Every value must be there, in one of its variants.

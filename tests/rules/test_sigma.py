@@ -157,6 +157,17 @@ def test_any_change_of_a_rule(data):
         "'" + "a" * 1_000_000,
         "a: &a [x]\n" + "".join(f"b{n}: &b{n} [*a, *a]\n" for n in range(9)),
         EXAMPLE.replace("/cat", "[" + ", ".join(f"a{n}" for n in range(100_000)) + "]"),
+        EXAMPLE.replace(
+            "Image|endswith: /cat", "CommandLine|windash: [" + ", ".join(["x -a -b -c"] * 80_000) + "]"
+        ),
+        EXAMPLE.replace(
+            "  selection:\n",
+            "".join(
+                f"  s{n}:\n    CommandLine|windash|contains: [{', '.join(['x -a -b -c'] * 150)}]\n"
+                for n in range(500)
+            )
+            + "  selection:\n",
+        ),
         EXAMPLE.replace("  condition: selection", "  condition: " + "(" * 100_000),
         EXAMPLE.replace("  condition: selection", "  condition: " + "not " * 100_000 + "selection"),
     ],
