@@ -192,6 +192,14 @@ class Item:
 
     def clauses(self, view: View, *, negated: bool) -> list[Clause] | None:
         """Return the clauses that make it hold (*negated*: fail); None if it doesn't."""
+        if not self.every and not negated:
+            # The first that hits is enough, and there may be thousands.
+            for pattern in self.patterns:
+                hit = _hit(self.field, pattern, view)
+                if hit is not None:
+                    value, span = hit
+                    return [Clause(self.selection, self.field.name, pattern.text, value, span)]
+            return None
         found = [(pattern, _hit(self.field, pattern, view)) for pattern in self.patterns]
         hits = [(pattern, hit) for pattern, hit in found if hit is not None]
         holds = len(hits) == len(found) if self.every else bool(hits)
@@ -200,7 +208,7 @@ class Item:
         if holds:
             return [
                 Clause(self.selection, self.field.name, pattern.text, value, span)
-                for pattern, (value, span) in hits[: None if self.every else 1]
+                for pattern, (value, span) in hits
             ]
         missed = [pattern.text for pattern, hit in found if hit is None]
         values = view.values(self.field)
