@@ -54,8 +54,8 @@ class Author:
         self.chance = random.Random(seed)
 
     def word(self) -> str:
-        """Return a word that no other rule is likely to have."""
-        return "".join(self.chance.choices(_SYLLABLES, k=self.chance.randrange(2, 5)))
+        """Return a word; of three syllables, because what rules ask for hardly ever stands in an ordinary event."""
+        return "".join(self.chance.choices(_SYLLABLES, k=self.chance.randrange(3, 6)))
 
     def words(self, low: int, high: int, before: str = "") -> str:
         """Return a list of such words, as YAML."""
