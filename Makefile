@@ -54,6 +54,7 @@ demo-replay: setup  ## the same walk on recordings that ship here (no root for t
 
 bench: setup  ## run the benchmarks
 	$(BIN)/python bench/throughput.py
+	$(BIN)/python bench/rules.py
 
 overhead: setup  ## measure what watching costs, against today's tools (root or sudo; writes docs/overhead.*)
 	$(SUDO) $(BIN)/python bench/overhead.py --docs docs

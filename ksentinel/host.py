@@ -29,6 +29,7 @@ from ksentinel.config import Config
 from ksentinel.errors import InputError, UsageError
 
 SYSTEM_STORE = Path("/var/lib/ksentinel/alerts.db")
+SYSTEM_CACHE = Path("/var/cache/ksentinel")
 SYSTEM_SOCKET = Path("/run/ksentinel/control.sock")
 
 
@@ -45,6 +46,19 @@ def default_store() -> Path:
                 "this user has no home to keep alerts in", remedy="name a file by --store"
             ) from None
     return state / "ksentinel" / "alerts.db"
+
+
+def rules_cache() -> Path | None:
+    """Return where compiled rules are kept: system-wide for root, in the user's cache otherwise; None without a home."""
+    if os.geteuid() == 0:
+        return SYSTEM_CACHE
+    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not folder.is_absolute():
+        try:
+            folder = Path.home() / ".cache"
+        except RuntimeError:
+            return None
+    return folder / "ksentinel"
 
 
 def store_to_read() -> Path:

@@ -339,3 +339,31 @@ def show_coverage(
                 "techniques": {name: [rule.id for rule in found] for name, found in column.items()},
             }
         )
+
+
+@app.command("fields")
+def list_fields(json: Json = False) -> None:
+    """List what rules can ask for: log sources, their fields, and why others are not to be had."""
+    from ksentinel.report.rules import fields_tables
+    from ksentinel.rules.fields import NO_LOGSOURCE, NO_SOURCE, sources
+
+    table = sources()
+    if not json:
+        fields_tables(table.values())
+        return
+    for source in table.values():
+        for field in source.fields.values():
+            print_json(
+                {
+                    "logsource": source.logsource,
+                    "field": field.name,
+                    "what": field.what,
+                    "origins": [str(origin) for origin in field.origins],
+                    "number": field.number,
+                    "values": None if field.choices is None else sorted(field.choices),
+                }
+            )
+    for name, why in NO_SOURCE.items():
+        print_json({"logsource": None, "field": name, "no_source": why})
+    for logsource, why in NO_LOGSOURCE.items():
+        print_json({"logsource": logsource, "field": None, "no_source": why})

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `replay` and `monitor` share: the pipeline, where its alerts go, and the account at the end."""
 
+import os
 import pwd
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,19 @@ from ksentinel.errors import InputError, UsageError
 
 def load_rules(paths: list[Path] | None) -> Any:
     """Return the rules in *paths*, by default those that ship; raises RuleError for the first thing wrong."""
+    from ksentinel.rules.cache import Cache
     from ksentinel.rules.ruleset import RuleSet
     from ksentinel.shipped import shipped
 
-    return RuleSet.load(paths or [shipped("rules")], trusted_uids={0, host.user()}, users=user_names())
+    folder = host.rules_cache()
+    cache = None if folder is None else Cache(folder, os.geteuid())
+    try:
+        return RuleSet.load(
+            paths or [shipped("rules")], trusted_uids={0, host.user()}, users=user_names(), cache=cache
+        )
+    finally:
+        if cache is not None and cache.odd:
+            tell(f"{cache.odd} (this folder can be deleted at any time)")
 
 
 def rule_paths(settings: Config, named: list[Path] | None) -> list[Path]:

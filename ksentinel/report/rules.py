@@ -13,6 +13,7 @@ from ksentinel.explain.event import in_words
 from ksentinel.rules import Clause, Match, Rule
 from ksentinel.rules.cases import Outcome
 from ksentinel.rules.checking import Checked
+from ksentinel.rules.fields import NO_LOGSOURCE, NO_SOURCE, Source
 from ksentinel.rules.trial import Trial
 
 _LONGEST = 400
@@ -116,3 +117,30 @@ def _event_line(event: Event) -> str:
     return f"{when(event.time_ns)} {process.exe or 'unknown'} ({process.key.pid}{parent}): {in_words(event_to_plain(event))}"[
         :_LONGEST
     ]
+
+
+def fields_tables(sources: Iterable[Source]) -> None:
+    """Print what each log source offers, whose events have it, and what is not to be had."""
+    out = report.console()
+    for source in sources:
+        out.print(report.plain(source.logsource, style="bold"))
+        out.print(report.plain(f"  {source.what}"))
+        named = [field for field in source.fields.values() if field.what]
+        if named:
+            table = Table("Field", "From", "What it is", box=None, pad_edge=False)
+            for field in named:
+                table.add_row(
+                    report.plain(field.name),
+                    report.plain(", ".join(field.origins)),
+                    report.plain(field.what),
+                )
+            out.print(table)
+        # Audit's own: their names are all there is to say.
+        rest = [field.name for field in source.fields.values() if not field.what]
+        if rest:
+            out.print(report.plain(", ".join(rest)))
+        out.print()
+    table = Table("Not to be had", "Why", box=None, pad_edge=False)
+    for name, why in (*NO_SOURCE.items(), *NO_LOGSOURCE.items()):
+        table.add_row(report.plain(name or "neither category nor service"), report.plain(why))
+    out.print(table)

@@ -238,6 +238,8 @@ class _Parser:
         negations = 0
         while self.take("not"):
             negations += 1
+            if negations > MAX_PARENTHESES:
+                self.fail(f"more than {MAX_PARENTHESES} 'not' in a row", back=1)
         part = self.part()
         return Not(part) if negations % 2 else part
 

@@ -13,12 +13,15 @@ from functools import cache
 from ipaddress import IPv6Address, ip_address
 from pathlib import PurePosixPath
 
-from ksentinel.event import Address, Event, ExecEvent, Process, Record, SyscallEvent
+from ksentinel.event import Address, Event, ExecEvent, Origin, Process, Record, SyscallEvent
 from ksentinel.syscalls import names
 
 Value = str | int | None | tuple[str | int, ...]
 Getter = Callable[[Event], Value]
 Users = Mapping[int, str]
+
+BOTH = (Origin.AUDIT, Origin.BPF)
+AUDIT = (Origin.AUDIT,)
 
 ROOT: Users = {0: "root"}
 """Names of users, where the caller hands in no others: only the kernel's own is certain."""
@@ -40,6 +43,8 @@ class Field:
         The only values that it can have, in lower case; None if others are possible.
     number
         True if it is a whole number.
+    origins
+        Whose events have it: those of either collector, or of one alone.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Field:
     what: str
     choices: frozenset[str] | None = None
     number: bool = False
+    origins: tuple[Origin, ...] = BOTH
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +79,11 @@ class Source:
     index: str = ""
     calls: frozenset[str] | None = None
     keywords: Field = field(default_factory=lambda: Field("keywords", lambda _: None, ""))
+
+    @property
+    def logsource(self) -> str:
+        """How a rule names it: ``category lineage``."""
+        return f"{'service' if self.name == 'auditd' else 'category'} {self.name}"
 
 
 class View:
@@ -148,9 +159,9 @@ def _parent(get: Callable[[Process], Value]) -> Getter:
     return got
 
 
-def _user(users: Users) -> Getter:
-    def got(event: Event) -> Value:
-        uid = event.process.uid if event.process.euid is None else event.process.euid
+def _user(users: Users) -> Callable[[Process], Value]:
+    def got(process: Process) -> Value:
+        uid = process.uid if process.euid is None else process.euid
         return None if uid is None else (users.get(uid, ""), uid)
 
     return got
@@ -483,7 +494,7 @@ def _record_field(name: str, what: str) -> RecordField:
     def got(event: Event) -> Value:
         return tuple(value for record in event.records for value in _in_record(name, event, record))
 
-    return RecordField(name, got, what)
+    return RecordField(name, got, what, origins=AUDIT)
 
 
 class _RecordKeywords(RecordField):
@@ -540,7 +551,8 @@ def sources(users: Users = ROOT) -> dict[str, Source]:
         Field("CommandLine", _process(lambda p: p.command_line), "its arguments, joined by blanks"),
         Field("ParentImage", _parent(lambda p: p.exe), "executable of its parent, as it was at fork"),
         Field("ParentCommandLine", _parent(lambda p: p.command_line), "arguments of its parent"),
-        Field("User", _user(users), "effective user: the name if known, and the number"),
+        Field("User", _process(_user(users)), "effective user: the name if known, and the number"),
+        Field("ParentUser", _parent(_user(users)), "effective user of its parent, as it was at fork"),
         Field("CurrentDirectory", _process(lambda p: p.cwd), "its working directory"),
         Field("ProcessId", _pid, "its PID", number=True),
         Field("ParentProcessId", _parent(lambda p: p.key.pid), "PID of its parent", number=True),
@@ -618,12 +630,19 @@ def sources(users: Users = ROOT) -> dict[str, Source]:
         Field(
             "gid", _value("gid", "group"), "setgid, chown and their like: the group asked for", number=True
         ),
-        Field("result", _call(lambda c: c.result), "return value; unknown from BPF", number=True),
+        Field(
+            "result",
+            _call(lambda c: c.result),
+            "return value; unknown from BPF",
+            number=True,
+            origins=AUDIT,
+        ),
         Field(
             "success",
             _call(_success),
             "yes or no; unknown from BPF",
             frozenset({"yes", "no"}),
+            origins=AUDIT,
         ),
     )
     asked = Field("path", _asked, "the file as it was asked for: of a script the script, not its interpreter")
@@ -724,16 +743,64 @@ class _Records(dict[str, Field]):
         return super().get(name, default)
 
 
+_WINDOWS = "only Windows has it"
+_NOT_READ = "that is a service's log, and none is read: ask for what the service does"
+_VERSION_INFO = "ELF files carry no such text: ask for Image"
+
 NO_SOURCE = {
+    "Company": _VERSION_INFO,
+    "CreationUtcTime": "rules don't ask for the time, so that replays agree",
+    "Description": _VERSION_INFO,
     "DestinationHostname": "the kernel sees addresses, not names: ask for DestinationIp",
+    "DestinationIsIpv6": "ask for DestinationIp, by cidr",
+    "DestinationPortName": "ask for DestinationPort",
+    "FileVersion": _VERSION_INFO,
+    "GrandParentImage": "ask for Ancestors, in category lineage",
+    "Hashes": "files are not hashed",
+    "IntegrityLevel": "only Windows has it: ask for User",
+    "LogonGuid": "only Windows has it: ask for LogonId",
+    "OriginalFileName": _VERSION_INFO,
+    "ParentProcessGuid": _WINDOWS,
+    "ProcessGuid": _WINDOWS,
+    "Product": _VERSION_INFO,
+    "Protocol": "connect doesn't say it: ask for DestinationPort",
+    "QueryName": "queries for names are not looked into: ask for DestinationPort 53",
+    "RuleName": "that is the sensor's own configuration",
+    "SourceHostname": "the kernel sees addresses, not names",
     "SourceIp": "connect has no source address yet",
     "SourcePort": "connect has no source port yet",
-    "Hashes": "files are not hashed",
+    "TargetObject": "only Windows has a registry",
+    "TerminalSessionId": _WINDOWS,
+    "UtcTime": "rules don't ask for the time, so that replays agree",
+    "imphash": "files are not hashed",
     "md5": "files are not hashed",
+    "sha1": "files are not hashed",
     "sha256": "files are not hashed",
-    "OriginalFileName": "ELF files carry no such name: ask for Image",
-    "IntegrityLevel": "that is Windows': ask for User",
-    "ParentUser": "only the process's own user is known: ask for User",
-    "LogonGuid": "that is Windows': ask for LogonId",
 }
 """Why some fields that other sensors have are not to be had here."""
+
+NO_LOGSOURCE = {
+    "category antivirus": "that is a scanner's log, and none is read",
+    "category create_remote_thread": "only Windows has it: ask for ptrace and process_vm_writev, in category syscall",
+    "category dns": "queries for names are not looked into: ask for DestinationPort 53, in category network_connection",
+    "category dns_query": "queries for names are not looked into: ask for DestinationPort 53, in category network_connection",
+    "category driver_load": "ask for init_module and finit_module, in category syscall",
+    "category file_access": "ask for open, openat and openat2 with path, in category syscall",
+    "category file_change": "ask for TargetFilename, in category file_event",
+    "category file_delete": "ask for unlink and unlinkat with path, in category syscall",
+    "category file_rename": "ask for TargetFilename, in category file_event: the new name",
+    "category firewall": "packets are not seen: ask for category network_connection",
+    "category image_load": "which libraries a process maps is not seen",
+    "category process_access": "ask for ptrace and process_vm_readv, in category syscall",
+    "category process_tampering": "only Windows has it",
+    "category process_termination": "rules are not asked about exits",
+    "category proxy": "that is a proxy's log, and none is read",
+    "category raw_access_thread": "ask for openat with path /dev/..., in category syscall",
+    "category webserver": "that is a web server's log, and none is read: ask for what it starts, in category lineage",
+    **{
+        f"service {name}": _NOT_READ
+        for name in "apache auth clamav clamd cron guacamole kernel modsecurity nginx sshd sudo syslog systemd vsftpd".split()
+    },
+    "": "without either, words are looked for in whatever logs there are, and no log but audit's is read: name a category",
+}
+"""Why some log sources are not to be had here; under "" those that name neither category nor service."""

@@ -3,15 +3,19 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from ksentinel.errors import Location, RuleError
 from ksentinel.event import Event, ExecEvent, SyscallEvent
 from ksentinel.rules import Match, Rule
+from ksentinel.rules.cache import Cache
+from ksentinel.rules.condition import leaves
 from ksentinel.rules.document import check_trust, read
-from ksentinel.rules.fields import ROOT, Users, View, sources
+from ksentinel.rules.fields import ROOT, Source, Users, View, sources
+from ksentinel.rules.index import Index
 from ksentinel.rules.sigma import Compiled, compile_rule
 
 SUFFIXES = (".yml", ".yaml")
@@ -19,6 +23,10 @@ SETTINGS = frozenset({"policy.yml", "exceptions.yml"})
 """Names of files that may stand among rules and are none: a walk through a folder leaves them out."""
 TRUSTED = frozenset({0})
 MAX_FOLDERS = 32
+
+MAX_RULES = 20_000
+MAX_PATTERNS = 1_000_000
+"""What one set may hold: more is no rule set, but an attempt to exhaust who loads it."""
 
 
 class RuleSet:
@@ -42,24 +50,49 @@ class RuleSet:
 
     def __init__(self, compiled: Iterable[Compiled] = ()) -> None:
         self._compiled = tuple(compiled)
-        self._execs: list[Compiled] = []
-        self._any_call: list[Compiled] = []
-        by_call: dict[str, list[Compiled]] = defaultdict(list)
-        self._any_record: list[Compiled] = []
-        by_type: dict[str, list[Compiled]] = defaultdict(list)
-        for one in self._compiled:
+        execs: list[int] = []
+        calls = _Groups()
+        records = _Groups()
+        for position, one in enumerate(self._compiled):
             if one.source.index == "type":
-                _enter(one, self._any_record, by_type, one.keys)
+                records.enter(position, one.source, one.keys)
             elif one.source.name in {"process_creation", "lineage"}:
-                self._execs.append(one)
+                execs.append(position)
             else:
-                _enter(one, self._any_call, by_call, one.keys if one.source.index else one.source.calls)
-        # Those of one name and those of any, in one tuple: one look-up an event.
-        self._by_call = {name: (*rules, *self._any_call) for name, rules in by_call.items()}
-        self._by_type = {name: (*rules, *self._any_record) for name, rules in by_type.items()}
+                calls.enter(position, one.source, one.keys if one.source.index else one.source.calls)
+        # process_creation and lineage speak of the same events.
+        self._execs = (_shelf(execs, self._compiled),) if execs else ()
+        # Those of one name and those of any name: one look-up an event.
+        self._calls = calls.shelves(self._compiled)
+        self._any_call = self._calls.pop("", ())
+        self._records = records.shelves(self._compiled)
+        self._any_record = self._records.pop("", ())
 
     def __len__(self) -> int:
         return len(self._compiled)
+
+    @property
+    def always_asked(self) -> int:
+        """How many rules no index can rule out: they are asked about every event of their log source."""
+        always: set[int] = set()
+        for shelf in self._all_shelves():
+            always.update(shelf.positions[place] for place in shelf.index.always)
+        return len(always)
+
+    @property
+    def index_failures(self) -> int:
+        """How often an index failed on a value, so that every rule that relies on it was asked: slower, never less."""
+        return sum(shelf.index.failures for shelf in self._all_shelves())
+
+    def _all_shelves(self) -> set["_Shelf"]:
+        groups = (
+            self._execs,
+            self._any_call,
+            self._any_record,
+            *self._calls.values(),
+            *self._records.values(),
+        )
+        return {shelf for shelves in groups for shelf in shelves}
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -78,6 +111,7 @@ class RuleSet:
         *,
         trusted_uids: Collection[int] | None = TRUSTED,
         users: Users = ROOT,
+        cache: Cache | None = None,
     ) -> Self:
         """
         Load rule files, and the ``*.yml`` and ``*.yaml`` of directories and the directories in them, but `SETTINGS`.
@@ -89,13 +123,15 @@ class RuleSet:
             that doesn't act on them.
         users
             Names of users by uid, for the field ``User``.
+        cache
+            Where compiled rules are kept; None if nowhere.
 
         Raises
         ------
         RuleError
             For the first thing wrong; it says how many more files are.
         """
-        rules, errors = cls.load_reporting(paths, trusted_uids=trusted_uids, users=users)
+        rules, errors = cls.load_reporting(paths, trusted_uids=trusted_uids, users=users, cache=cache)
         if errors:
             first, *rest = errors
             if rest:
@@ -112,67 +148,122 @@ class RuleSet:
         *,
         trusted_uids: Collection[int] | None = TRUSTED,
         users: Users = ROOT,
+        cache: Cache | None = None,
     ) -> tuple[Self, list[RuleError]]:
         """Load what can be loaded, and return with it what is wrong with the rest; parameters as for `load`."""
         table = sources(users)
         compiled: dict[str, Compiled] = {}
         errors: list[RuleError] = []
+        if cache is not None:
+            cache.open(table)
+        patterns = 0
         for found in rule_files(paths, trusted_uids):
             if isinstance(found, RuleError):
                 errors.append(found)
                 continue
+            if len(compiled) + len(errors) >= MAX_RULES or patterns > MAX_PATTERNS:
+                limit = f"{MAX_RULES} rules" if patterns <= MAX_PATTERNS else f"{MAX_PATTERNS} patterns"
+                errors.append(RuleError(f"more than {limit}: the rest is not loaded", Location(found)))
+                break
             try:
-                one = compile_rule(read(found, trusted_uids=trusted_uids), found, table)
+                one = _compile(read(found, trusted_uids=trusted_uids), found, table, cache)
                 first = compiled.get(one.rule.id)
                 if first is not None:
                     raise RuleError(f"id {one.rule.id} is taken by {first.at}", one.at)  # noqa: TRY301
                 compiled[one.rule.id] = one
+                patterns += leaves(one.tree)
             except RuleError as error:
                 errors.append(error)
+        if cache is not None:
+            cache.close()
         return cls(compiled.values()), errors
 
     def match(self, event: Event) -> tuple[Match, ...]:
         """Return the rules that fire on *event*, each with its decisive clauses."""
         if isinstance(event, SyscallEvent):
-            rules: Iterable[Compiled] = self._by_call.get(event.syscall, self._any_call)
+            shelves = self._calls.get(event.syscall, self._any_call)
         elif isinstance(event, ExecEvent):
-            rules = self._execs
+            shelves = self._execs
         else:
-            rules = ()
-        matches: list[Match] = []
-        if rules:
+            shelves = ()
+        fired: dict[int, Match] = {}
+        if shelves:
             view = View(event)
-            applies: dict[str, bool] = {}
-            for one in rules:
-                source = one.source
-                holds = applies.get(source.name)
-                if holds is None:
-                    holds = applies[source.name] = source.applies(event)
-                if holds and one.test(view):
-                    matches.append(one.match(event, view))
-        if event.records and (self._by_type or self._any_record):
-            matches += self._match_records(event)
-        return tuple(matches)
+            for shelf in shelves:
+                if shelf.source.applies(event):
+                    self._ask(shelf, view, fired)
+        if event.records and (self._records or self._any_record):
+            for record in event.records:
+                view = View(event, record)
+                for shelf in self._records.get(record.type.lower(), self._any_record):
+                    self._ask(shelf, view, fired)
+        if len(fired) < 2:
+            return tuple(fired.values())
+        return tuple(fired[position] for position in sorted(fired))
 
-    def _match_records(self, event: Event) -> Iterator[Match]:
-        fired: set[Compiled] = set()
-        for record in event.records:
-            rules = self._by_type.get(record.type.lower(), self._any_record)
-            view = View(event, record)
-            for one in rules:
-                if one not in fired and one.test(view):
-                    fired.add(one)
-                    yield one.match(event, view)
+    def _ask(self, shelf: "_Shelf", view: View, fired: dict[int, Match]) -> None:
+        for place in shelf.index.ask(view):
+            position = shelf.positions[place]
+            if position not in fired:
+                one = self._compiled[position]
+                if one.test(view):
+                    fired[position] = one.match(view.event, view)
 
 
-def _enter(
-    one: Compiled, general: list[Compiled], special: dict[str, list[Compiled]], keys: frozenset[str] | None
-) -> None:
-    if keys is None:
-        general.append(one)
-    else:
-        for key in keys:
-            special[key].append(one)
+def _compile(text: str, file: Path, table: dict[str, Source], cache: Cache | None) -> Compiled:
+    known = None if cache is None else cache.get(text, file)
+    if known is not None:
+        return known
+    compiled = compile_rule(text, file, table)
+    if cache is not None:
+        cache.put(text, compiled)
+    return compiled
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shelf:
+    """Rules of one log source, with their index."""
+
+    source: Source
+    positions: tuple[int, ...]
+    index: Index
+
+
+class _Groups:
+    """Positions of rules by source and by the names (of calls, of records) that they speak of."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, list[int]] = defaultdict(list)
+        self.general: list[int] = []
+        # By source all names lead to the same rules.
+        self.by_source: dict[str, list[int]] = defaultdict(list)
+        self.calls: dict[str, frozenset[str]] = {}
+
+    def enter(self, position: int, source: Source, names: frozenset[str] | None) -> None:
+        """Enter a rule; *names* is None if it speaks of any."""
+        if names is None:
+            self.general.append(position)
+        elif source.calls is not None:
+            self.by_source[source.name].append(position)
+            self.calls[source.name] = source.calls
+        else:
+            for name in names:
+                self.by_name[name].append(position)
+
+    def shelves(self, compiled: Sequence[Compiled]) -> dict[str, tuple[_Shelf, ...]]:
+        """Return the shelves of each name; under "" those of every other name."""
+        general = (_shelf(self.general, compiled),) if self.general else ()
+        found = {name: (_shelf(positions, compiled),) for name, positions in self.by_name.items()}
+        for source, positions in self.by_source.items():
+            shelf = _shelf(positions, compiled)
+            for name in self.calls[source]:
+                found[name] = (*found.get(name, ()), shelf)
+        return {name: (*shelves, *general) for name, shelves in found.items()} | {"": general}
+
+
+def _shelf(positions: Sequence[int], compiled: Sequence[Compiled]) -> _Shelf:
+    trees = [compiled[position].tree for position in positions]
+    return _Shelf(compiled[positions[0]].source, tuple(positions), Index(trees))
 
 
 def rule_files(

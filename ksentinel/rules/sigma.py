@@ -8,18 +8,19 @@ without a source) is refused by name. A rule that loads can fire.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 from uuid import UUID
 
 from ksentinel.errors import Location, RuleError
 from ksentinel.event import Event
 from ksentinel.level import Level
-from ksentinel.rules import ACTIONS, Match, Response, Rule
-from ksentinel.rules.condition import And, Expression, Or, compile_tree, leaves, needed, parse, trace
+from ksentinel.rules import ACTIONS, Match, Response, Rule, specification
+from ksentinel.rules.condition import And, Expression, Not, Or, compile_tree, leaves, needed, parse, trace
 from ksentinel.rules.document import List, Map, Node, Scalar, suggest
 from ksentinel.rules.document import parse as parse_document
-from ksentinel.rules.fields import NO_SOURCE, Field, Source, View
+from ksentinel.rules.fields import NO_LOGSOURCE, NO_SOURCE, Field, Source, View
 from ksentinel.rules.pattern import Item, Modifiers, Pattern, Test, pattern
 
 # What one evaluation may try: no rule can slow the walk beyond that.
@@ -61,6 +62,19 @@ class Compiled:
     keys: frozenset[str] | None
     at: Location
     response_at: Location | None = None
+
+    @classmethod
+    def make(
+        cls,
+        rule: Rule,
+        source: Source,
+        tree: Expression,
+        at: Location,
+        response_at: Location | None = None,
+    ) -> Self:
+        """Return the rule with all that follows from its tree."""
+        keys = needed(tree, source.index) if source.index else None
+        return cls(rule, source, tree, compile_tree(tree), keys, at, response_at)
 
     def match(self, event: Event, view: View) -> Match:
         """Return the match, with its decisive clauses; only if *test* has held for that view."""
@@ -123,8 +137,8 @@ def compile_document(root: Node, file: str | Path, table: dict[str, Source]) -> 
         response=_response(root),
     )
     tree = _tree(_map(root, "detection"), source)
-    keys = needed(tree, source.index) if source.index else None
-    return Compiled(rule, source, tree, compile_tree(tree), keys, id_at, _place(root, "ksentinel"))
+    specification.check(root)
+    return Compiled.make(rule, source, tree, id_at, _place(root, "ksentinel"))
 
 
 def compile_selection(node: Node, source: Source) -> Test:
@@ -245,16 +259,16 @@ def _source(logsource: Map, table: dict[str, Source]) -> Source:
             raise RuleError(
                 f"logsource: no source for category {category!r}",
                 _place(logsource, "category"),
-                suggest(category, categories) or known,
+                NO_LOGSOURCE.get(f"category {category}") or suggest(category, categories) or known,
             )
         return table[category]
     if service is None:
-        raise RuleError("logsource: names neither category nor service", logsource.at, known)
+        raise RuleError("logsource: names neither category nor service", logsource.at, NO_LOGSOURCE[""])
     if service != "auditd":
         raise RuleError(
             f"logsource: no source for service {service!r}",
             _place(logsource, "service"),
-            suggest(service, ["auditd"]) or known,
+            NO_LOGSOURCE.get(f"service {service}") or suggest(service, ["auditd"]) or known,
         )
     return table["auditd"]
 
@@ -262,6 +276,7 @@ def _source(logsource: Map, table: dict[str, Source]) -> Source:
 def _tree(detection: Map, source: Source) -> Expression:
     selections: dict[str, Expression] = {}
     condition: Node | None = None
+    written = 0
     for key, value in detection.items:
         name = str(key.text)
         if name == "condition":
@@ -270,6 +285,10 @@ def _tree(detection: Map, source: Source) -> Expression:
             raise RuleError("timeframe (an aggregation) is not supported", key.at)
         else:
             selections[name] = _selection(name, value, source)
+            # A dash may stand for 125 patterns: looked at before the condition says how often.
+            written += leaves(selections[name])
+            if written > MAX_PATTERNS:
+                raise RuleError(f"more than {MAX_PATTERNS} patterns", key.at)
     if condition is None:
         near = next((n for n in selections if suggest(n, ["condition"])), None)
         remedy = f"{near}: did you mean condition?" if near else ""
@@ -317,7 +336,7 @@ def _selection(name: str, node: Node, source: Source) -> Expression:
     return parts[0] if len(parts) == 1 else Or(tuple(parts))
 
 
-def _keywords(name: str, node: Node, source: Source, modifiers: Modifiers) -> Item:
+def _keywords(name: str, node: Node, source: Source, modifiers: Modifiers) -> Expression:
     if not modifiers.shape:
         modifiers = replace(modifiers, shape="contains")
     return _item(name, source.keywords, node, modifiers)
@@ -347,15 +366,23 @@ def _unknown(name: str, source: Source, at: Location) -> NoReturn:
     raise RuleError(f"no source for field {name!r} in {source.name}", at, remedy)
 
 
-def _item(selection: str, field: Field, node: Node, modifiers: Modifiers) -> Item:
+def _item(selection: str, field: Field, node: Node, modifiers: Modifiers) -> Expression:
     values = node.items if isinstance(node, List) else (node,)
     if not values:
         raise RuleError("an empty list matches nothing", node.at)
-    patterns: list[Pattern] = []
+    patterns: list[tuple[Pattern, ...]] = []
+    count = 0
     for value in values:
         if not isinstance(value, Scalar):
             raise RuleError("a value must be text, a number or null", value.at)
-        patterns += pattern(value, modifiers, field)
-    if modifiers.every and modifiers.windash:
-        raise RuleError("modifiers all and windash don't go together", node.at)
-    return Item(selection, field, tuple(patterns), every=modifiers.every)
+        patterns.append(pattern(value, modifiers, field))
+        count += len(patterns[-1])
+        if count > MAX_PATTERNS:
+            raise RuleError(f"more than {MAX_PATTERNS} patterns", value.at)
+    tree: Expression
+    if modifiers.every and any(len(variants) > 1 for variants in patterns):
+        # Every value must be there, in one of its variants.
+        tree = And(tuple(Item(selection, field, variants) for variants in patterns))
+    else:
+        tree = Item(selection, field, tuple(chain.from_iterable(patterns)), every=modifiers.every)
+    return Not(tree) if modifiers.negated else tree

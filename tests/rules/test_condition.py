@@ -137,3 +137,88 @@ def test_patterns_of_names_take_linear_time(compiled):
     with pytest.raises(RuleError, match="no selection"):
         compiled("a" * 900 + ":\n  Image: x\ncondition: 1 of " + "a*" * 300 + "b")
     assert time.perf_counter() - started < 1
+
+
+EVIDENCE = """\
+a:
+  CommandLine|contains: [zz, '-c']
+  Image|endswith: /sh
+f_1:
+  User: root
+f_2:
+  - ParentImage: /sbin/init
+  - CurrentDirectory: /usr
+k: [secret, word]
+e:
+  CommandLine|base64offset|contains: /bin/sh
+n:
+  CommandLine|contains|neq: [yes, no]
+condition: """
+EXEC = event_from_plain(
+    {
+        "event": "exec",
+        "process": {
+            "exe": "/bin/sh",
+            "argv": ["sh", "-c", "a secret L2Jpbi9zaCAtaQo="],
+            "uid": 7,
+            "cwd": "/srv",
+        },
+    }
+)
+LINE = "sh -c a secret L2Jpbi9zaCAtaQo="
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        (
+            "a and not 1 of f_*",
+            [
+                ("a", "CommandLine", "contains '-c'", LINE, (3, 5), False),
+                ("a", "Image", "endswith '/sh'", "/bin/sh", (4, 7), False),
+                ("f_1", "User", "is 'root'", "7", None, True),
+                ("f_2", "ParentImage", "is '/sbin/init'", None, None, True),
+                ("f_2", "CurrentDirectory", "is '/usr'", "/srv", None, True),
+            ],
+        ),
+        # Of "all of" under a not the first that didn't hold is enough.
+        (
+            "k and not all of f_*",
+            [
+                ("k", "keywords", "contains 'secret'", LINE, (8, 14), False),
+                ("f_1", "User", "is 'root'", "7", None, True),
+            ],
+        ),
+        # What stands under two nots speaks for the rule.
+        (
+            "not (f_1 or not k)",
+            [
+                ("f_1", "User", "is 'root'", "7", None, True),
+                ("k", "keywords", "contains 'secret'", LINE, (8, 14), False),
+            ],
+        ),
+        ("not not e", [("e", "CommandLine", "base64offset contains '/bin/sh'", LINE, (15, 24), False)]),
+        (
+            "n and not f_1",
+            [
+                ("n", "CommandLine", "contains 'yes' or contains 'no'", LINE, None, True),
+                ("f_1", "User", "is 'root'", "7", None, True),
+            ],
+        ),
+        ("f_1 or e or a", [("e", "CommandLine", "base64offset contains '/bin/sh'", LINE, (15, 24), False)]),
+    ],
+)
+def test_evidence(compiled, condition, expected):
+    """A match names each clause that was decisive, and each that was looked at and did not match, with field, value and span."""
+    rule = compiled(EVIDENCE + condition)
+    clauses = rule.match(EXEC, View(EXEC)).clauses
+
+    assert rule.test(View(EXEC))
+    assert expected == [(c.selection, c.field, c.test, c.value, c.span, c.negated) for c in clauses]
+
+
+def test_many_nots(compiled):
+    """More negations in a row than parentheses may nest are refused: pySigma's parser would recurse as deep."""
+    assert compiled(DETECTION + "not " * 32 + "a")
+    with pytest.raises(RuleError, match="more than 32 'not' in a row"):
+        compiled(DETECTION + "not " * 33 + "a")

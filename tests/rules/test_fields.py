@@ -1,12 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fields: every one can be had from some event, and means what the table says."""
 
+import ctypes
+import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from ksentinel.bpf import abi
+from ksentinel.cli import app
 from ksentinel.codec import event_from_plain
-from ksentinel.rules.fields import View, sources
+from ksentinel.event import Origin, Process, ProcessKey, Record
+from ksentinel.normalize.audit import AuditNormalizer
+from ksentinel.normalize.bpf import BpfNormalizer
+from ksentinel.normalize.processes import ProcessTable
+from ksentinel.rules.fields import NO_LOGSOURCE, NO_SOURCE, View, sources
+from ksentinel.sources.auditlog import AuditGroup
 
 TABLE = sources({0: "root", 33: "www-data"})
 DOC = Path(__file__).parents[2] / "docs" / "rules.md"
@@ -15,7 +28,7 @@ PROCESS = {
     "pid": 42, "exe": "/usr/bin/dash", "argv": ["sh", "-c", "id"], "was": "/usr/sbin/nginx", "uid": 0, "euid": 33,
     "auid": 1000, "cwd": "/srv", "service": {"exe": "/usr/sbin/nginx"},
     "parent": {
-        "pid": 41, "exe": "/usr/sbin/nginx", "argv": ["nginx", "-g"],
+        "pid": 41, "exe": "/usr/sbin/nginx", "argv": ["nginx", "-g"], "uid": 33,
         "parent": {"pid": 1, "exe": "/usr/lib/systemd/systemd"},
     },
 }  # fmt: skip
@@ -39,6 +52,7 @@ VALUES = [
     ("process_creation", "ParentImage", EXEC, ("/usr/sbin/nginx",)),
     ("process_creation", "ParentCommandLine", EXEC, ("nginx -g",)),
     ("process_creation", "User", EXEC, ("www-data", "33")),
+    ("process_creation", "ParentUser", EXEC, ("www-data", "33")),
     ("process_creation", "CurrentDirectory", EXEC, ("/srv",)),
     ("process_creation", "ProcessId", EXEC, ("42",)),
     ("process_creation", "ParentProcessId", EXEC, ("41",)),
@@ -171,7 +185,141 @@ def test_arguments_by_full_name(fires_on_records):
     assert fires_on_records("{type: EXECVE, a0: wget, a1|startswith: --post-file}", event)
 
 
-@pytest.mark.parametrize("name", [name for source in TABLE.values() for name in source.fields])
-def test_documented(name):
-    """Every field is in docs/rules.md."""
-    assert f"`{name}`" in DOC.read_text(encoding="utf-8")
+def documented(source):
+    """Return the fields that docs/rules.md gives a source: (name, origin or "", what) of its table, and the names beside it."""
+    text = (
+        DOC.read_text(encoding="utf-8")
+        .partition(f"### `{source.logsource.replace(' ', ': ')}`\n")[2]
+        .partition("\n##")[0]
+    )
+    return re.findall(r"^\| `(\S+)`(?: \((\w+)\))? \| (.*) \|$", text, re.MULTILINE), set(
+        re.findall(r"`([^` ]+)`", text)
+    )
+
+
+@pytest.mark.parametrize("source", TABLE.values(), ids=TABLE)
+def test_documented(source):
+    """docs/rules.md gives each source its fields, with what they are and whose events have them, and no others."""
+    rows, names = documented(source)
+    if "process_creation" in names:  # lineage: "all fields of", and its own
+        names |= {name for name, _, _ in documented(TABLE["process_creation"])[0]}
+
+    assert set(source.fields) <= names
+    for name, origin, what in rows:
+        field = source.fields[name]
+        assert (field.what, ", ".join(field.origins)) == (what, origin or "audit, bpf")
+
+
+def test_audits_fields_come_from_audit():
+    """Nothing that only records have is promised of BPF."""
+    assert {field.origins for field in TABLE["auditd"].fields.values()} == {(Origin.AUDIT,)}
+    assert sources()["auditd"].fields.get("a77").origins == (Origin.AUDIT,)
+
+
+def test_no_source_is_true():
+    """What is said not to be had isn't had anywhere, and a reason names only what there is."""
+    names = {name for source in TABLE.values() for name in source.fields}
+    told = " ".join([*NO_SOURCE.values(), *NO_LOGSOURCE.values()])
+
+    assert not names & set(NO_SOURCE)
+    assert not {source.logsource for source in TABLE.values()} & set(NO_LOGSOURCE)
+    assert set(re.findall(r"category (\w+)", told)) <= set(TABLE)
+    assert set(re.findall(r"\b[A-Z][a-z]+[A-Z]\w+", told)) <= names
+
+
+def test_command():
+    """`rules fields` lists every field of every source, and what is not to be had."""
+    shown = CliRunner().invoke(app, ["rules", "fields"]).output
+    lines = [
+        json.loads(line)
+        for line in CliRunner().invoke(app, ["rules", "fields", "--json"]).output.splitlines()
+    ]
+    fields = [(line["logsource"], line["field"]) for line in lines if "what" in line]
+
+    assert fields == [(source.logsource, name) for source in TABLE.values() for name in source.fields]
+    assert {line["field"] for line in lines if "no_source" in line} == {*NO_SOURCE, None}
+    assert all(
+        name in shown for name in ("ParentUser", "DestinationHostname", "service sshd", "category lineage")
+    )
+
+
+ARGUMENT = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0\n", exclude_categories=["Cs", "Cc"]),
+    min_size=1,
+    max_size=12,
+)
+NAME = st.text("abcXYZ09._-", min_size=1, max_size=8).filter(lambda name: name.strip("."))
+
+
+def seen_by_bpf(exe, argv, cwd, asked, uid, euid, auid):
+    """Return an exec as the collector's record of it is understood."""
+    parts = b""
+    for kind, value in (
+        (abi.PartKind.EXE, b"".join(n.encode() + b"\0" for n in reversed(exe.split("/")) if n)),
+        (abi.PartKind.CWD, b"".join(n.encode() + b"\0" for n in reversed(cwd.split("/")) if n)),
+        (abi.PartKind.NAME, asked.encode() + b"\0"),
+        (abi.PartKind.ARGV, b"".join(word.encode() + b"\0" for word in argv)),
+    ):
+        parts += bytes(abi.Part(kind=kind, len=len(value))) + value
+    made = abi.Exec(uid=uid, euid=euid, auid=auid, session=1, cgroup=1, program=1, before=(0, 0))
+    header = ctypes.sizeof(abi.Header)
+    body = bytes(made)[header:].ljust(abi.PARTS - header, b"\0") + parts
+    head = abi.Header(
+        kind=abi.Kind.EXEC,
+        flags=0,
+        size=header + len(body),
+        time_ns=7,
+        start_ns=5,
+        tgid=10,
+        tid=10,
+        sequence=1,
+        cpu=0,
+        program=1,
+    )
+    table = ProcessTable()
+    table.add(Process(ProcessKey(10, 0), exe="/bin/sh", argv=("sh",), parent=PARENT, uid=uid, euid=euid))
+    return BpfNormalizer(table, 0, "x86_64", None).item(memoryview(bytes(head) + body))
+
+
+def seen_by_audit(exe, argv, cwd, asked, uid, euid, auid):
+    """Return the same as audit's records of it are understood."""
+    call = {
+        "arch": "c000003e", "syscall": "59", "success": "yes", "exit": "0", "ppid": "9", "pid": "10", "uid": str(uid),
+        "euid": str(euid), "auid": str(auid), "comm": "x", "exe": exe,
+    }  # fmt: skip
+    words = {"argc": str(len(argv))} | {f"a{n}": word for n, word in enumerate(argv)}
+    records = [
+        Record("SYSCALL", tuple(call.items())),
+        Record("EXECVE", tuple(words.items())),
+        Record("CWD", (("cwd", cwd),)),
+        Record("PATH", (("item", "0"), ("name", asked), ("nametype", "NORMAL"))),
+    ]
+    table = ProcessTable()
+    table.add(PARENT)
+    table.add(Process(ProcessKey(10, 0), exe="/bin/sh", argv=("sh",), parent=PARENT, uid=uid, euid=euid))
+    (event,) = AuditNormalizer(table, None).events(AuditGroup(1, 7, "", tuple(records)))
+    return event
+
+
+PARENT = Process(ProcessKey(9, 0), exe="/usr/sbin/nginx", argv=("nginx", "-g"), uid=33, euid=33)
+
+
+@given(
+    folder=st.lists(NAME, min_size=1, max_size=3),
+    argv=st.lists(ARGUMENT, min_size=1, max_size=4),
+    asked=NAME,
+    full=st.booleans(),
+    uids=st.tuples(*[st.integers(0, 70000)] * 3),
+)
+def test_whoever_saw_it(folder, argv, asked, full, uids):
+    """An exec has the same fields, whether the collector's record or audit's records tell of it: so the same rules match."""
+    exe = "/" + "/".join(folder)
+    facts = (exe, argv, "/srv/app", f"/usr/bin/{asked}" if full else f"./{asked}", *uids)
+    bpf, audit = View(seen_by_bpf(*facts)), View(seen_by_audit(*facts))
+    lineage = TABLE["lineage"]
+
+    assert (bpf.event.origin, audit.event.origin) == (Origin.BPF, Origin.AUDIT)
+    for name, field in lineage.fields.items():
+        assert (name, bpf.values(field)) == (name, audit.values(field))
+    assert bpf.values(lineage.fields["CommandLine"]) == (" ".join(argv),)
+    assert bpf.values(lineage.fields["ParentImage"]) == ("/usr/sbin/nginx",)

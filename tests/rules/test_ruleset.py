@@ -175,3 +175,23 @@ def test_records_fire_once(compiled):
     event = event_from_plain({"event": "audit", "type": "PATH", "process": {}, "records": records})
 
     assert len(RuleSet([rule]).match(event)) == 1
+
+
+def test_too_many(folder, monkeypatch):
+    """A set is bounded: what is over it isn't loaded, and that is said once, with the first that isn't."""
+    monkeypatch.setattr("ksentinel.rules.ruleset.MAX_RULES", 1)
+    rules, errors = RuleSet.load_reporting([folder], trusted_uids=None)
+
+    assert len(rules) == 1
+    assert [f"{folder}/deeper/two.yaml: more than 1 rules: the rest is not loaded"] == [
+        str(error) for error in errors
+    ]
+
+
+def test_too_many_patterns(folder, monkeypatch):
+    """So are its patterns."""
+    monkeypatch.setattr("ksentinel.rules.ruleset.MAX_PATTERNS", 0)
+    rules, errors = RuleSet.load_reporting([folder], trusted_uids=None)
+
+    assert len(rules) == 1
+    assert "more than 0 patterns" in str(errors[0])

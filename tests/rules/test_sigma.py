@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rule files: what is wrong with one is said with line and column, and nothing in one does harm."""
 
+import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ksentinel.codec import event_from_plain
 from ksentinel.errors import RuleError
 from ksentinel.level import Level
-from ksentinel.rules.fields import sources
-from ksentinel.rules.ruleset import EXAMPLE
+from ksentinel.rules.fields import View, sources
+from ksentinel.rules.ruleset import EXAMPLE, RuleSet
 from ksentinel.rules.sigma import compile_rule
 
 TABLE = sources()
@@ -54,8 +56,10 @@ def test_rule():
         ("    Image|endswith: /cat", "    {}", "selection 'selection' is empty"),
         ("    Image|endswith: /cat", "    []", "selection 'selection' is empty"),
         ("process_creation", "process_craetion", "no source for category 'process_craetion' (did you mean process_creation?)"),
-        ("category: process_creation", "service: sshd", "no source for service 'sshd' (there are: category"),
-        ("category: process_creation, ", "", "names neither category nor service"),
+        ("category: process_creation", "service: sshd", "no source for service 'sshd' (that is a service's log"),
+        ("category: process_creation", "service: nothing", "no source for service 'nothing' (there are: category"),
+        ("process_creation", "file_delete", "no source for category 'file_delete' (ask for unlink and unlinkat"),
+        ("category: process_creation, ", "", "names neither category nor service (without either, words"),
         ("category: process_creation", "catgory: process_creation", "a logsource has no 'catgory' (did you mean category?)"),
         ("product: linux", "product: windows", "product 'windows' is not linux"),
         ("category: process_creation", "category: process_creation, service: auditd", "together have no source"),
@@ -153,6 +157,17 @@ def test_any_change_of_a_rule(data):
         "'" + "a" * 1_000_000,
         "a: &a [x]\n" + "".join(f"b{n}: &b{n} [*a, *a]\n" for n in range(9)),
         EXAMPLE.replace("/cat", "[" + ", ".join(f"a{n}" for n in range(100_000)) + "]"),
+        EXAMPLE.replace(
+            "Image|endswith: /cat", "CommandLine|windash: [" + ", ".join(["x -a -b -c"] * 80_000) + "]"
+        ),
+        EXAMPLE.replace(
+            "  selection:\n",
+            "".join(
+                f"  s{n}:\n    CommandLine|windash|contains: [{', '.join(['x -a -b -c'] * 150)}]\n"
+                for n in range(500)
+            )
+            + "  selection:\n",
+        ),
         EXAMPLE.replace("  condition: selection", "  condition: " + "(" * 100_000),
         EXAMPLE.replace("  condition: selection", "  condition: " + "not " * 100_000 + "selection"),
     ],
@@ -164,3 +179,82 @@ def test_time_is_bounded(text):
     error(text)
 
     assert time.process_time() - started < 5
+
+
+KEY = st.builds(
+    "|".join,
+    st.lists(
+        st.sampled_from(
+            ["CommandLine", "Image", "ProcessId", "", "contains", "all", "re", "i", "cidr", "exists", "gt", "windash", "base64offset",
+             "cased", "neq", "expand", "fieldref", "wide", "hour", "x"]
+        ),
+        min_size=1, max_size=4,
+    ),
+)  # fmt: skip
+VALUES = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.text(max_size=6),
+        st.sampled_from(["a*", "(", "10.0.0.0/8", "-a -b -c -d", "%x%"]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEY, inner, max_size=3)),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(
+    ["a", "b_1", "b_2", "_c", "condition", "timeframe", "and", "1", "a-b", "ä", "a.b", ""]
+)
+CONDITIONS = st.one_of(
+    st.lists(
+        st.sampled_from("a b_1 b_* _c a-b ä a.b and or not ( ) 1 all any of them * | 2 AND".split()),
+        max_size=8,
+    ).map(" ".join),
+    VALUES,
+)
+
+
+@settings(max_examples=500)
+@given(st.dictionaries(NAMES, VALUES, max_size=4), CONDITIONS)
+def test_any_detection_is_a_rule_or_an_error(detection, condition):
+    """Whatever stands where in a detection, it is a rule or a RuleError with a place; and what is a rule can be asked."""
+    head = EXAMPLE.partition("detection:")[0] + "level: low\ndetection: "
+    text = head + json.dumps({"s": {"Image": "x"}, **detection, "condition": condition})
+    try:
+        rule = compile_rule(text, "x.yml", TABLE)
+    except RuleError as refused:
+        assert refused.at.line >= 1  # noqa: PT017 - both are good
+    else:
+        assert RuleSet([rule]).match(EVENT) == (
+            (rule.match(EVENT, View(EVENT)),) if rule.test(View(EVENT)) else ()
+        )
+
+
+EVENT = event_from_plain({"event": "exec", "process": {"pid": 5, "exe": "x", "argv": ["a", "-b"]}})
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "a" * 1_000_000,
+        "(a*)*" * 1000,
+        "((((a+)+)+)+)+$",
+        "(" * 4000 + ")" * 4000,
+        "a{1000}{1000}",
+        "[" * 8000,
+        "(a{500}){500}",
+    ],
+)
+def test_any_expression_is_quick(compiled, expression):
+    """Long, nested and repeated expressions are refused, or harmless."""
+    try:
+        rule = compiled(f"s:\n  CommandLine|re: {expression!r}\ncondition: s")
+    except RuleError as refused:
+        assert (refused.at.line, refused.at.column > 1) == (7, True)  # noqa: PT017 - both are good
+    else:
+        assert (
+            rule.test(
+                View(event_from_plain({"event": "exec", "process": {"argv": ["a" * 50_000 + "b", "a"]}}))
+            )
+            is True
+        )
