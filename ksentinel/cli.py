@@ -16,6 +16,7 @@ from ksentinel.commands.alerts import alerts, explain
 from ksentinel.commands.doctor import doctor
 from ksentinel.commands.events import events
 from ksentinel.commands.monitor import monitor, status
+from ksentinel.commands.mute import mute, unmute
 from ksentinel.commands.output import complain, tell
 from ksentinel.commands.record import record
 from ksentinel.commands.replay import replay
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (doctor, record, train, replay, monitor, status, alerts, explain, events):
+for _command in (doctor, record, train, replay, monitor, status, mute, unmute, alerts, explain, events):
     app.command()(_command)
 app.add_typer(rules.app)
 

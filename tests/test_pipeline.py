@@ -104,7 +104,15 @@ def test_agree(rules, model, monkeypatch):
         "windows_flagged": 1,
         "matches": 1,
         "alerts": 1,
+        "alerts_shown": 1,
+        "alerts_muted": 0,
+        "alerts_capped": 0,
+        "alerts_quietened": 0,
         "revisions": 1,
+        "revisions_shown": 1,
+        "revisions_muted": 0,
+        "revisions_capped": 0,
+        "revisions_quietened": 0,
     }
 
 

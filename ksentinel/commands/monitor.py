@@ -53,6 +53,8 @@ def monitor(
     event the rules.
     """
     settings = read_config(config)
+    from ksentinel.mutes import Mutes, in_words
+
     seconds = parse_duration(duration)
     wanted, keep = host.watching(exe or [], pid or [], uid or [], cgroup or [])
     table = None
@@ -62,7 +64,9 @@ def monitor(
         table = artifact.load_kernel(model, arch=platform.machine(), uid=host.user())
         manifest = artifact.read_manifest(model, uid=host.user())
     socket = _socket(settings, control, off=no_control)
-    pipeline = build_pipeline(settings, rules, model, arch=platform.machine())
+    kept = store or host.default_store()
+    mutes = Mutes(host.mutes_beside(kept), host.user(), round(settings.noise.longest_mute_seconds * 1e9))
+    pipeline = build_pipeline(settings, rules, model, arch=platform.machine(), mutes=mutes)
     with ExitStack() as stack:
         contents = None
         if model is not None:
@@ -80,7 +84,6 @@ def monitor(
                 tell=tell,
             )
         )
-        kept = store or host.default_store()
         outlet = stack.enter_context(outlet_of(kept, settings, pipeline, json=json))
         if scores is not None:
             from ksentinel.sinks.scores import Scores
@@ -98,10 +101,14 @@ def monitor(
             + ("" if seconds is None else f" for {seconds:g} s")
             + f", alerts to {kept}; Ctrl-C stops"
         )
+        pipeline.noise.expire(host.nanoseconds())  # what was over before this run
+        for mute in mutes.all():
+            tell(f"still muted: {in_words(mute)}")
         for alert in pipeline.walk(stream):
             outlet(alert)
         account = stream.account()
-    finish([account], pipeline.account(), [], json=json)
+        mutes.save()
+    finish([account], pipeline.account(), [], pipeline.noise.told()["suppressed"], json=json)
 
 
 def status(control: ControlFile = None, json: Json = False) -> None:

@@ -24,10 +24,13 @@ def load_rules(paths: list[Path] | None) -> Any:
     return RuleSet.load(paths or [shipped("rules")], trusted_uids={0, host.user()}, users=users)
 
 
-def build_pipeline(settings: Config, rules: list[Path] | None, folder: Path | None, *, arch: str) -> Any:
+def build_pipeline(
+    settings: Config, rules: list[Path] | None, folder: Path | None, *, arch: str, mutes: Any = None
+) -> Any:
     """Return the walk, with its rules, its model and its explanations; raises what is wrong with any of them."""
     from ksentinel.explain.explanation import Explainer
     from ksentinel.incident import SECOND, Incidents
+    from ksentinel.noise import Noise
     from ksentinel.pipeline import Pipeline
 
     ruleset = load_rules(rules or [Path(path) for path in settings.rules.paths])
@@ -43,7 +46,8 @@ def build_pipeline(settings: Config, rules: list[Path] | None, folder: Path | No
         fold_ns=int(times.fold_seconds * SECOND),
         arch=arch,
     )
-    return Pipeline(ruleset, model, incidents, explain=Explainer(model))
+    noise = Noise(settings.noise, mutes, tell=tell)
+    return Pipeline(ruleset, model, incidents, explain=Explainer(model), noise=noise)
 
 
 def arch_of(recording: Any) -> str:
@@ -95,7 +99,8 @@ def outlet_of(
     """
     Give a function that takes each alert to the store, and to the terminal or as JSON to standard output.
 
-    With a store *pipeline* gets a flight recorder, which keeps events there.
+    With a store *pipeline* gets a flight recorder, which keeps events there, and what is suppressed is counted there. A
+    muted alert is stored, and JSON has it, marked; a terminal doesn't show it.
     """
     from ksentinel.flight import Flight
     from ksentinel.report import alert_line
@@ -107,6 +112,7 @@ def outlet_of(
         if store is not None:
             kept = stack.enter_context(Store(store, host.user(), write=True, bounds=settings.store))
             pipeline.flight = Flight(kept.keep, arch=pipeline.incidents.arch)
+            pipeline.noise.keep = kept.suppress
         sink = JsonLines(sys.stdout.buffer) if json else None
 
         def take(alert: Any) -> None:
@@ -116,7 +122,7 @@ def outlet_of(
             finally:  # one that can't be stored is shown all the same
                 if sink is not None:
                     sink.send(alert)
-                else:
+                elif not alert.muted:
                     alert_line(alert)
 
         yield take
@@ -142,10 +148,16 @@ def per_file(source: Any) -> Iterator[dict[str, Any]]:
 
 
 def finish(
-    accounts: list[dict[str, Any]], walked: dict[str, int], files: list[dict[str, Any]], *, json: bool
+    accounts: list[dict[str, Any]],
+    walked: dict[str, int],
+    files: list[dict[str, Any]],
+    suppressed: list[dict[str, Any]],
+    *,
+    json: bool,
 ) -> None:
-    """Print the account."""
+    """Print the account; *suppressed* says how many alerts of which rule were."""
     from ksentinel.report import account_table, files_table
+    from ksentinel.report.noise import suppressed_table
 
     total: dict[str, Any] = {}
     for account in accounts:
@@ -153,11 +165,13 @@ def finish(
             total[name] = total.get(name, 0) + (int(number) if float(number).is_integer() else number)
     if json:
         # The walk counts events of its own; what an audit log calls events stands with its file.
-        print_json({"account": total, "walk": walked, "files": files} | _sums(files))
+        plain = {"account": total, "walk": walked, "suppressed": suppressed, "files": files}
+        print_json(plain | _sums(files))
         return
     files_table(files)
     account_table(total)
     account_table(walked, title="The walk")
+    suppressed_table(suppressed)
 
 
 def _sums(files: list[dict[str, Any]]) -> dict[str, int]:
