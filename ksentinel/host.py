@@ -383,7 +383,7 @@ def control(
             Mute(
                 id="",
                 begun_ns=now_ns,
-                until_ns=now_ns + int(asked_for.seconds * 1e9),
+                until_ns=now_ns + int(max(min(asked_for.for_seconds, 1e9), 0.0) * 1e9),
                 reason=asked_for.reason,
                 exe=asked_for.exe,
                 rule=rule_id(asked_for.rule, pipeline.rules.rules),

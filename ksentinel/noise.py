@@ -181,6 +181,7 @@ class Noise:
 
     def judge(self, alert: Alert) -> tuple[Fate, Alert]:
         """Return what becomes of *alert*, and the alert: marked if it is muted."""
+        self.advance(alert.updated_ns)
         # The first that is heard of it: what is known of that id is from an earlier replay of the same.
         known = None if alert.revision == 1 else self._known.get(alert.id)
         mute = self.mutes.mute(alert)

@@ -116,7 +116,7 @@ class Nothing:
 class MuteArguments:
     """The arguments of ``mute``: as of `ksentinel.mutes.Mute`, and for how many seconds."""
 
-    seconds: float
+    for_seconds: float
     reason: str
     exe: str = ""
     rule: str = ""

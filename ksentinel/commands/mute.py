@@ -44,7 +44,14 @@ def mute(
         raise UsageError("a mute of everything is none", remedy="say --exe, --rule or --parent, or --list")
     if seconds is None:
         raise UsageError("a mute ends", remedy="say for how long, e.g. --for 2h")
-    asked = {"exe": exe, "rule": rule, "parent": parent, "level": level, "reason": reason, "seconds": seconds}
+    asked = {
+        "exe": exe,
+        "rule": rule,
+        "parent": parent,
+        "level": level,
+        "reason": reason,
+        "for_seconds": seconds,
+    }
     _show([_ask("mute", control, **asked)], json=json)
 
 
