@@ -151,6 +151,8 @@ class Mutes:
         self.path = path
         self.uid = uid
         self.longest_ns = longest_ns
+        # Whoever changes them waits for the disk, and for each other; the walk waits for neither.
+        self._changing = threading.Lock()
         self._lock = threading.Lock()
         self._changed = False
         self._mutes = {} if path is None else {mute.id: mute for mute in read(path, uid)}
@@ -195,44 +197,53 @@ class Mutes:
             )
         what = f"{mute.begun_ns}\0{mute.exe}\0{mute.rule}\0{mute.parent}\0{mute.reason}"
         mute = replace(mute, id=hashlib.blake2b(what.encode(), digest_size=4).hexdigest())
-        with self._lock:
-            if len(self._mutes) >= MOST:
+        with self._changing:
+            there = self.all()
+            if len(there) >= MOST:
                 raise UsageError(
                     f"{MOST} mutes are in force already", remedy="`ksentinel unmute` one of them"
                 )
-            self._replace({**self._mutes, mute.id: mute})
+            self._write((*there, mute))
+            with self._lock:
+                self._mutes[mute.id] = mute
         return mute
 
     def remove(self, prefix: str) -> Mute:
         """Let go of the one whose id begins with *prefix*; raises UsageError if that isn't exactly one."""
-        with self._lock:
-            found = [mute for mute in self._mutes.values() if mute.id.startswith(prefix)]
+        with self._changing:
+            there = self.all()
+            found = [mute for mute in there if mute.id.startswith(prefix)]
             if len(found) != 1:
                 what = "more than one mute begins" if found else "no mute begins"
                 raise UsageError(f"{what} with {prefix!r}", remedy="`ksentinel mute --list` lists them")
-            self._replace({id_: mute for id_, mute in self._mutes.items() if id_ != found[0].id})
-        return found[0]
+            self._write([mute for mute in there if mute.id != found[0].id])
+            with self._lock:
+                return self._mutes.pop(found[0].id, found[0])  # its time may be over by now
 
-    def expire(self, now_ns: int) -> Iterator[Mute]:
-        """Let go of those whose time is over, and yield them."""
+    def expire(self, now_ns: int) -> tuple[Mute, ...]:
+        """Let go of those whose time is over, and return them."""
         with self._lock:
-            over = [mute for mute in self._mutes.values() if mute.until_ns <= now_ns]
+            over = tuple(mute for mute in self._mutes.values() if mute.until_ns <= now_ns)
             for mute in over:
                 del self._mutes[mute.id]
-                self._changed = True
-        yield from over
+            self._changed |= bool(over)
+        return over
 
     def save(self) -> None:
         """Keep what has changed (counts, those that are over); raises InputError."""
-        with self._lock:
-            if self._changed:
-                self._replace(self._mutes)
+        with self._changing:
+            with self._lock:
+                changed, self._changed = self._changed, False
+            if changed:
+                try:
+                    self._write(self.all())
+                except InputError:
+                    self._changed = True
+                    raise
 
-    def _replace(self, mutes: dict[str, Mute]) -> None:
+    def _write(self, mutes: Sequence[Mute]) -> None:
         if self.path is not None:
-            write(self.path, list(mutes.values()))
-        self._mutes = mutes
-        self._changed = False
+            write(self.path, mutes)
 
 
 def read(path: Path, uid: int) -> tuple[Mute, ...]:

@@ -35,6 +35,7 @@ from ksentinel import pipeline, support, training
 from ksentinel.cli import main
 from ksentinel.commands import monitor
 from ksentinel.commands.options import parse_duration
+from ksentinel.commands.walk import build_pipeline, outlet_of
 from ksentinel.config import Config
 from ksentinel.control import Control
 from ksentinel.detectors import artifact
@@ -50,7 +51,7 @@ from ksentinel.host import (
     socket_to_ask,
     watching,
 )
-from ksentinel.mutes import Mute, write
+from ksentinel.mutes import Mute, Mutes, write
 from ksentinel.protocol import Group, Request
 from ksentinel.recording import Reader, Writer
 from ksentinel.store import Store
@@ -1638,6 +1639,31 @@ def test_noise_of_nothing(run, tmp_path):
 
     assert (empty.status, empty.text) == (0, "no alerts\n")
     assert (wrong.status, "--since 'soon'" in wrong.err) == (2, True)
+
+
+@pytest.mark.parametrize("json_", [False, True])
+def test_muted(run, tmp_path, capsysbinary, json_):
+    """What is muted is not shown on a terminal; it is stored, and JSON has it, and both say that it is."""
+    noisy(tmp_path, ["/opt/1", "/opt/2"])
+    config, rules, store = Config(), [tmp_path / "opt.yml"], tmp_path / "a.db"
+    mutes = Mutes()
+    one = mutes.add(Mute("", 1, 10**13, "so", exe="/opt/1"))
+    pipeline = build_pipeline(config, rules, None, arch="x86_64", mutes=mutes)
+    with Reader(tmp_path / "noisy.db") as items, outlet_of(store, config, pipeline, json=json_) as outlet:
+        for alert in pipeline.walk(items):
+            outlet(alert)
+    out = capsysbinary.readouterr().out.decode()
+    listed = run("alerts", "--store", store)
+    first = next(line.split()[0] for line in listed.text.splitlines() if "muted by" in line)
+    why = run("explain", first, "--store", store)
+
+    if json_:
+        told = [json.loads(line) for line in out.splitlines()]
+        assert [(a["process"]["exe"], a.get("muted")) for a in told] == [("/opt/1", one.id), ("/opt/2", None)]
+    else:
+        assert ("/opt/1" in out, "/opt/2" in out) == (False, True)
+    assert listed.text.count(f"muted by {one.id}") == 1
+    assert f"• muted by {one.id}: stored, not shown when it happened" in why.text
 
 
 def test_mutes_below_alerts(run, tmp_path):
