@@ -48,6 +48,18 @@ def mutes_beside(store: Path) -> Path:
     return store.parent / "mutes.json"
 
 
+def mutes_in_force(settings: Config, store: Path) -> Any:
+    """
+    Return the mutes of the monitor that writes *store*; raises InputError.
+
+    Theirs alone who may change a monitor: the caller through sudo, whose store it may be, isn't among them.
+    """
+    from ksentinel.mutes import Mutes
+
+    longest_ns = round(settings.noise.longest_mute_seconds * 1e9)
+    return Mutes(mutes_beside(store), os.geteuid(), longest_ns)
+
+
 def store_to_read() -> Path:
     """Return `default_store` for reading; raises InputError if root keeps one and the user doesn't."""
     path = default_store()

@@ -11,11 +11,11 @@ from made_up import SHELL, match
 from ksentinel import host
 from ksentinel.alert import Alert, Evidence
 from ksentinel.cli import main
-from ksentinel.config import Config
-from ksentinel.errors import HostError, UsageError
+from ksentinel.config import Config, NoiseConfig
+from ksentinel.errors import HostError, InputError, UsageError
 from ksentinel.incident import Incidents
 from ksentinel.level import Level
-from ksentinel.mutes import MODEL, Mutes
+from ksentinel.mutes import MODEL
 from ksentinel.noise import Noise
 from ksentinel.pipeline import Pipeline
 from ksentinel.protocol import ask
@@ -48,7 +48,7 @@ class Monitor:
         self.store = folder / "var" / "alerts.db"
         self.socket = folder / "run" / "control.sock"
         self.said = []
-        self.mutes = Mutes(host.mutes_beside(self.store), ME)
+        self.mutes = host.mutes_in_force(Config(), self.store)
         self.noise = Noise(mutes=self.mutes, tell=self.said.append)
         rules = RuleSet([compile_rule(EXAMPLE, "cat.yml", sources())])
         self.rule = rules.rules[0]
@@ -185,6 +185,24 @@ def test_commands(monitor, capsysbinary):
     assert (all_[0], "a mute of everything is none (say --exe" in all_[2]) == (2, True)
     assert (both[0], "--list stands alone" in both[2]) == (2, True)
     assert (nobody[0], "no ksentinel is running here" in nobody[2]) == (1, True)
+
+
+@pytest.mark.root
+def test_mutes_of_the_caller(tmp_path, monkeypatch):
+    """Who may sudo mutes a monitor of root's over the socket, where the trail has it, and not by writing a file."""
+    monkeypatch.setenv("SUDO_UID", "12345")
+    (tmp_path / "mutes.json").write_text("[]")
+    os.chown(tmp_path / "mutes.json", 12345, -1)
+
+    with pytest.raises(InputError, match="belongs to uid 12345"):
+        host.mutes_in_force(Config(), tmp_path / "alerts.db")
+
+
+def test_longest(tmp_path):
+    """For how long something may be muted is configured."""
+    config = Config(noise=NoiseConfig(longest_mute_seconds=60.0))
+
+    assert host.mutes_in_force(config, tmp_path / "alerts.db").longest_ns == 60 * 10**9
 
 
 def test_rule_id():

@@ -53,7 +53,7 @@ def monitor(
     event the rules.
     """
     settings = read_config(config)
-    from ksentinel.mutes import Mutes, in_words
+    from ksentinel.mutes import in_words
 
     seconds = parse_duration(duration)
     wanted, keep = host.watching(exe or [], pid or [], uid or [], cgroup or [])
@@ -65,7 +65,7 @@ def monitor(
         manifest = artifact.read_manifest(model, uid=host.user())
     socket = _socket(settings, control, off=no_control)
     kept = store or host.default_store()
-    mutes = Mutes(host.mutes_beside(kept), host.user(), round(settings.noise.longest_mute_seconds * 1e9))
+    mutes = host.mutes_in_force(settings, kept)
     pipeline = build_pipeline(settings, rules, model, arch=platform.machine(), mutes=mutes)
     with ExitStack() as stack:
         contents = None
