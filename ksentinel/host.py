@@ -45,7 +45,7 @@ def default_store() -> Path:
 
 def mutes_beside(store: Path) -> Path:
     """Return where the mutes of the monitor that writes *store* are kept."""
-    return store.parent / "mutes.json"
+    return store.with_name(f"{store.name}.mutes.json")
 
 
 def mutes_in_force(settings: Config, store: Path) -> Any:

@@ -31,7 +31,7 @@ from small_host import ATTACK, NGINX, SECOND, make_window, make_windows
 from watch import bpf_ids, exists, sums
 
 import ksentinel
-from ksentinel import pipeline, support, training
+from ksentinel import host, pipeline, support, training
 from ksentinel.cli import main
 from ksentinel.commands import monitor
 from ksentinel.commands.options import parse_duration
@@ -51,7 +51,7 @@ from ksentinel.host import (
     socket_to_ask,
     watching,
 )
-from ksentinel.mutes import Mute, Mutes, write
+from ksentinel.mutes import Mute, Mutes, read, write
 from ksentinel.protocol import Group, Request
 from ksentinel.recording import Reader, Writer
 from ksentinel.store import Store
@@ -1666,12 +1666,54 @@ def test_muted(run, tmp_path, capsysbinary, json_):
     assert f"• muted by {one.id}: stored, not shown when it happened" in why.text
 
 
+def test_mutes_of_a_monitor(run, tmp_path, monkeypatch):
+    """It names those in force when it starts and those that are over, mutes, and writes down how often."""
+    noisy(tmp_path, ["/opt/1", "/opt/2"])
+    now, hour = time.time_ns(), 3600 * SECOND
+    with Reader(tmp_path / "noisy.db") as recording:
+        items = [replace(item, time_ns=now) for batch in recording for item in batch]
+
+    @contextlib.contextmanager
+    def live(*_arguments, **_options):
+        class Stream(list):
+            def lost(self):
+                return 0
+
+            def account(self):
+                return {}
+
+        yield Stream([items])
+
+    monkeypatch.setattr(host, "live", live)
+    kept = tmp_path / "a.db.mutes.json"
+    over = Mute("5f", 1, now - 1, "then", exe="/opt/2")
+    there = Mute("6f", now - hour, now + hour, "now", exe="/opt/1", alerts=5)
+    write(kept, [over, there])
+    rules, store = tmp_path / "opt.yml", tmp_path / "a.db"
+    ran = run("monitor", "--rules", rules, "--store", store, "--no-control", "--json")
+    kept.chmod(0o666)
+    refused = run("monitor", "--rules", rules, "--store", store, "--no-control", "--json")
+
+    *alerts, told = ran.objects
+    assert [(a["process"]["exe"], a.get("muted")) for a in alerts] == [("/opt/1", "6f"), ("/opt/2", None)]
+    assert (told["walk"]["alerts_shown"], told["walk"]["alerts_muted"]) == (1, 1)
+    said = ran.err.splitlines()
+    assert [line.split(": /opt")[0] for line in said[1:]] == [
+        "ksentinel: mute is over: 5f",
+        "ksentinel: still muted: 6f",
+    ]
+    assert (refused.status, refused.out) == (1, b"")
+    assert "a.db.mutes.json: is writable by others" in refused.err
+    kept.chmod(0o600)
+    assert read(kept, os.getuid()) == (replace(there, alerts=6),)
+
+
 def test_mutes_below_alerts(run, tmp_path):
     """Alerts are listed with the mutes in force of the monitor that wrote them; one that is over is none."""
     run(*noisy(tmp_path, ["/opt/1"]), "--store", tmp_path / "a.db")
     now = time.time_ns()
     mutes = [Mute("5f", 1, now + 10**12, "so", exe="/x"), Mute("6f", 1, now - 1, "so", exe="/y")]
-    write(tmp_path / "mutes.json", mutes)
+    write(tmp_path / "a.db.mutes.json", mutes)
 
     told = run("alerts", "--store", tmp_path / "a.db")
     assert told.text.splitlines()[-1].startswith("muted: 5f: /x up to level medium, until ")

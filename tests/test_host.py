@@ -191,8 +191,9 @@ def test_commands(monitor, capsysbinary):
 def test_mutes_of_the_caller(tmp_path, monkeypatch):
     """Who may sudo mutes a monitor of root's over the socket, where the trail has it, and not by writing a file."""
     monkeypatch.setenv("SUDO_UID", "12345")
-    (tmp_path / "mutes.json").write_text("[]")
-    os.chown(tmp_path / "mutes.json", 12345, -1)
+    path = host.mutes_beside(tmp_path / "alerts.db")
+    path.write_text("[]")
+    os.chown(path, 12345, -1)
 
     with pytest.raises(InputError, match="belongs to uid 12345"):
         host.mutes_in_force(Config(), tmp_path / "alerts.db")

@@ -52,9 +52,9 @@ def monitor(
     The kernel scores every system call; what is unusual, and a sample of the rest, meets the model, and every argument
     event the rules.
     """
-    settings = read_config(config)
     from ksentinel.mutes import in_words
 
+    settings = read_config(config)
     seconds = parse_duration(duration)
     wanted, keep = host.watching(exe or [], pid or [], uid or [], cgroup or [])
     table = None
