@@ -97,8 +97,8 @@ def now() -> datetime:
     return datetime.now().astimezone()
 
 
-def nanoseconds() -> int:
-    """Return the time in nanoseconds since the epoch."""
+def now_ns() -> int:
+    """Return the time, in nanoseconds since the epoch."""
     return time.time_ns()
 
 

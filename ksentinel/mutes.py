@@ -24,6 +24,7 @@ from ksentinel.alert import Alert, when
 from ksentinel.errors import InputError, UsageError
 from ksentinel.event import Process
 from ksentinel.level import Level
+from ksentinel.rules import Match
 
 MODEL = "model"
 """What stands for the rule of evidence that is a model's."""
@@ -322,12 +323,18 @@ def in_words(mute: Mute) -> str:
 
 
 def _said(alert: Alert) -> Iterator[tuple[str, Process]]:
-    """Yield for each piece of evidence which rule says it (`MODEL`: none) of which process."""
+    """Yield for each piece of evidence which rule says it (`MODEL`: none) of which process; of a correlation, of which ones."""
     for evidence in alert.evidence:
         if evidence.match is not None:
-            yield evidence.match.rule.id, evidence.match.event.process
+            yield from ((evidence.match.rule.id, process) for process in _processes(evidence.match))
         if evidence.anomaly is not None:
             yield MODEL, evidence.anomaly.window.process
+
+
+def _processes(match: Match) -> Iterator[Process]:
+    yield match.event.process
+    for part in match.parts:
+        yield from _processes(part)
 
 
 def _is_unicode(text: str) -> bool:

@@ -68,6 +68,16 @@ def test_covers(one, about, covered):
     assert one.covers(alert(*about)) == covered
 
 
+def test_correlation():
+    """Of a correlation all parts have to fit: a mute of the last one's program doesn't hide the others'."""
+    parts = (match(SHELL, rule="first"), match(CAT, rule="last"))
+    both = replace(match(CAT, rule="both"), parts=parts)
+
+    assert [mute(exe=exe).covers(alert(both)) for exe in ("/bin/cat", "/bin/sh")] == [False, False]
+    assert mute(rule="both").covers(alert(both))
+    assert mute(exe="/bin/cat").covers(alert(replace(both, parts=parts[1:])))
+
+
 @pytest.mark.parametrize(("at", "covered"), [(-0.001, False), (0, True), (3599.999, True), (3600, False)])
 def test_time(at, covered):
     """From its beginning to its end, by the time of the events."""

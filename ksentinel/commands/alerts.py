@@ -39,7 +39,7 @@ def alerts(
         for alert in found:
             print_json(alert)
         return
-    now_ns = host.nanoseconds()
+    now_ns = host.now_ns()
     mutes = [in_words(one) for one in read(host.mutes_beside(path), host.user()) if one.until_ns > now_ns]
     alerts_table(found, limit=limit, removed=removed, suppressed=suppressed, mutes=mutes)
 

@@ -101,7 +101,7 @@ def monitor(
             + ("" if seconds is None else f" for {seconds:g} s")
             + f", alerts to {kept}; Ctrl-C stops"
         )
-        pipeline.noise.expire(host.nanoseconds())  # what was over before this run
+        pipeline.noise.expire(host.now_ns())  # what was over before this run
         for mute in mutes.all():
             tell(f"still muted: {in_words(mute)}")
         for alert in pipeline.walk(stream):
