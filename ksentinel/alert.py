@@ -44,6 +44,8 @@ class Alert:
         Rises with each new level or piece of evidence.
     repeats
         How many more incidents looked just like this one (same rules, same programs) and were folded into it.
+    muted
+        Id of the mute that keeps it from being shown; empty: none.
     evidence
         Matches first, the worst first; then anomalies: those that agree with a match, then the most unusual.
     """
@@ -57,6 +59,7 @@ class Alert:
     evidence: tuple[Evidence, ...]
     repeats: int = 0
     arch: str = "x86_64"
+    muted: str = ""
     explanation: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -109,6 +112,7 @@ class Alert:
             "opened_ns": self.opened_ns,
             "updated_ns": self.updated_ns,
             "repeats": self.repeats,
+            **({"muted": self.muted} if self.muted else {}),
             "techniques": sorted({t for m in self.matches for t in m.rule.techniques}),
             "process": process_to_plain(self.process),
             "evidence": [self._evidence(e) for e in self.evidence],

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 import typer
 
 import ksentinel
-from ksentinel.commands import rules
+from ksentinel.commands import authoring, rules
 from ksentinel.commands.alerts import alerts, explain
 from ksentinel.commands.doctor import doctor
 from ksentinel.commands.events import events
 from ksentinel.commands.monitor import monitor, reload, status
+from ksentinel.commands.mute import mute, unmute
 from ksentinel.commands.output import complain, tell
 from ksentinel.commands.record import record
 from ksentinel.commands.replay import replay
@@ -36,9 +37,39 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (doctor, record, train, replay, monitor, status, reload, alerts, explain, events, selftest):
+for _command in (
+    doctor,
+    record,
+    train,
+    replay,
+    monitor,
+    status,
+    reload,
+    mute,
+    unmute,
+    alerts,
+    explain,
+    events,
+    selftest,
+):
     app.command()(_command)
-app.add_typer(rules.app)
+
+_rules = typer.Typer(
+    name="rules",
+    help="List, check, test and try detection rules.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+_rules.command("list")(rules.list_rules)
+_rules.command("fields")(rules.list_fields)
+_rules.command("policy")(rules.policy)
+_rules.command("noise")(rules.noise)
+_rules.command("check")(authoring.check_rules)
+_rules.command("test")(authoring.run_cases)
+_rules.command("try")(authoring.try_rule)
+_rules.command("coverage")(authoring.show_coverage)
+app.add_typer(_rules)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -49,6 +49,20 @@ class IncidentConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NoiseConfig:
+    """How much is told."""
+
+    alerts_an_hour: int = 20
+    """New alerts below level high that one rule may tell in an hour; 0: any number."""
+    alerts_a_day: int = 200
+    """New alerts below level high in a day, before who made most of them is quietened; 0: any number."""
+    max_triples: int = 10_000
+    """How many rule, executable and parent are told apart in a day."""
+    longest_mute_seconds: float = 86400.0
+    """For how long something may be muted at most."""
+
+
+@dataclass(frozen=True, slots=True)
 class RulesConfig:
     """The rule engine."""
 
@@ -76,6 +90,8 @@ class StoreConfig:
     """Beyond so many alerts those written longest ago are removed."""
     max_events: int = 100_000
     """The same of kept events; one that several alerts keep counts for each of them."""
+    max_suppressed: int = 100_000
+    """The same of counts of what was suppressed: one for each rule, executable, parent and hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +110,7 @@ class Config:
 
     collector: CollectorConfig = field(default_factory=CollectorConfig)
     incident: IncidentConfig = field(default_factory=IncidentConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     rules: RulesConfig = field(default_factory=RulesConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
@@ -186,6 +203,13 @@ class Config:
                     f"[collector] {name} is {getattr(config.collector, name)}",
                     at=where("collector", name),
                     remedy=remedy,
+                )
+        for name in ("alerts_an_hour", "alerts_a_day"):
+            if not 0 <= getattr(config.noise, name) <= _MOST:
+                raise ConfigError(
+                    f"[noise] {name} is {getattr(config.noise, name)}",
+                    at=where("noise", name),
+                    remedy=f"say a number up to {_MOST}, 0 for any number",
                 )
         return config
 

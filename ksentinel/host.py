@@ -61,6 +61,23 @@ def rules_cache() -> Path | None:
     return folder / "ksentinel"
 
 
+def mutes_beside(store: Path) -> Path:
+    """Return where the mutes of the monitor that writes *store* are kept."""
+    return store.with_name(f"{store.name}.mutes.json")
+
+
+def mutes_in_force(settings: Config, store: Path) -> Any:
+    """
+    Return the mutes of the monitor that writes *store*; raises InputError.
+
+    Theirs alone who may change a monitor: the caller through sudo, whose store it may be, isn't among them.
+    """
+    from ksentinel.mutes import Mutes
+
+    longest_ns = round(settings.noise.longest_mute_seconds * 1e9)
+    return Mutes(mutes_beside(store), os.geteuid(), longest_ns)
+
+
 def store_to_read() -> Path:
     """Return `default_store` for reading; raises InputError if root keeps one and the user doesn't."""
     path = default_store()
@@ -472,10 +489,12 @@ def control(
     from dataclasses import asdict
 
     from ksentinel.control import Control
-    from ksentinel.protocol import Group, Request
+    from ksentinel.mutes import Mute, in_words
+    from ksentinel.protocol import Group, MuteArguments, Request, UnmuteArguments
     from ksentinel.status import Meter, Status
 
     meter = Meter(time.monotonic, cpu_seconds, memory_bytes)
+    noise = pipeline.noise
     since_ns, since = time.time_ns(), time.monotonic()
     about = None if model is None else model_status(model)
 
@@ -497,7 +516,37 @@ def control(
             control=asked.account(),
             usage=meter.usage(),
         )
-        return asdict(told)
+        return asdict(told) | {"noise": noise.told()}
+
+    def mute(asked_for: MuteArguments) -> dict[str, Any]:
+        now_ns = time.time_ns()
+        made = noise.mutes.add(
+            Mute(
+                id="",
+                begun_ns=now_ns,
+                until_ns=now_ns + int(max(min(asked_for.for_seconds, 1e9), 0.0) * 1e9),
+                reason=asked_for.reason,
+                exe=asked_for.exe,
+                rule=rule_id(asked_for.rule, pipeline.rules.rules),
+                parent=asked_for.parent,
+                level=asked_for.level,
+            )
+        )
+        tell(f"muted: {in_words(made)}")
+        return asdict(made)
+
+    def unmute(asked_for: UnmuteArguments) -> dict[str, Any]:
+        gone = noise.mutes.remove(asked_for.id)
+        tell(f"unmuted: {in_words(gone)}")
+        return asdict(gone)
+
+    def mutes(_arguments: Any) -> list[dict[str, Any]]:
+        return [asdict(one) for one in noise.mutes.all()]
+
+    def tick() -> None:
+        meter.sample()
+        noise.expire(time.time_ns())
+        noise.mutes.save()
 
     def reload(_arguments: Any) -> dict[str, Any]:
         return asdict(reloader.reload())
@@ -505,10 +554,16 @@ def control(
     asked = Control(
         path,
         Group(settings.control.group, group_id(settings.control.group)),
-        {"status": Request(status, changes=False), "reload": Request(reload, changes=True)},
+        {
+            "status": Request(status, changes=False),
+            "reload": Request(reload, changes=True),
+            "mutes": Request(mutes, changes=False),
+            "mute": Request(mute, changes=True, arguments=MuteArguments),
+            "unmute": Request(unmute, changes=True, arguments=UnmuteArguments),
+        },
         owner=os.geteuid(),
         trail=reloader.trail,
-        tick=meter.sample,
+        tick=tick,
         tell=tell,
     )
     with asked:
@@ -526,6 +581,20 @@ def reloading(
     trail = Trail(store.parent / "changes.jsonl", os.geteuid())
     with Reloader(load, pipeline, trail, tell=tell, time_ns=time.time_ns) as reloader:
         yield reloader
+
+
+def rule_id(name: str, rules: Any) -> str:
+    """Return the id of the rule that somebody means by id, name or title; raises UsageError if it isn't exactly one."""
+    from ksentinel.mutes import MODEL
+
+    if name in {"", MODEL}:
+        return name
+    found = {rule.id for rule in rules if name in {rule.id, rule.name}}
+    found = found or {rule.id for rule in rules if rule.title.casefold() == name.casefold()}
+    if len(found) != 1:
+        what = "more than one rule is called" if found else "no rule that is loaded has the id or title"
+        raise UsageError(f"{what} {name!r}", remedy=f"`ksentinel rules list` lists them; or say {MODEL}")
+    return str(found.pop())
 
 
 def group_id(name: str) -> int | None:

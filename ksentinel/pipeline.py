@@ -13,6 +13,7 @@ from ksentinel.exceptions import Exceptions, ended
 from ksentinel.flight import Flight
 from ksentinel.incident import Incidents
 from ksentinel.level import Level
+from ksentinel.noise import Fate, Noise
 from ksentinel.rules.ruleset import RuleSet
 from ksentinel.sources import Item, Stream
 from ksentinel.window import Window
@@ -36,6 +37,8 @@ class Pipeline:
         Is shown every window's anomaly, also those below every threshold (for a live display).
     flight
         Is handed every item and every alert, to keep what came before and after.
+    noise
+        Says which alerts are suppressed, or marked as muted; None: all are told.
     exceptions
         Marks matches that are expected.
     tell
@@ -53,6 +56,7 @@ class Pipeline:
         explain: Explain | None = None,
         watch: Callable[[Anomaly], None] | None = None,
         flight: Flight | None = None,
+        noise: Noise | None = None,
         exceptions: Exceptions | None = None,
         tell: Callable[[str], None] | None = None,
         clock: Callable[[], int] | None = None,
@@ -63,6 +67,7 @@ class Pipeline:
         self.explain = explain
         self.watch = watch
         self.flight = flight
+        self.noise = noise
         self.exceptions = exceptions or Exceptions()
         self.tell = tell
         self.clock = clock
@@ -75,7 +80,7 @@ class Pipeline:
         Yield an alert whenever there is something new to tell.
 
         In batches, because a model scores 256 windows in the time of two. An alert from a batch in which the source
-        lost something says so.
+        lost something says so. One that is muted comes marked; one that is suppressed doesn't come, and is counted.
         """
         lost = stream.lost()
         self._expire([])
@@ -102,13 +107,22 @@ class Pipeline:
                     yield from self._tell(self._match(item, rules, lossy=lossy))
             if self.flight is not None:
                 self.flight.flush()
+            if self.noise is not None:
+                if batch:
+                    self.noise.advance(_time(batch[-1]))
+                self.noise.flush()
         yield from self._tell(self.incidents.finish())
         if self.flight is not None:
             self.flight.flush()
+        if self.noise is not None:
+            self.noise.finish()
 
     def account(self) -> dict[str, int]:
         """
-        Return the counters: items = events + windows; windows = windows_scored + windows_unscored.
+        Return the counters.
+
+        items = events + windows; windows = windows_scored + windows_unscored;
+        alerts = alerts_shown + alerts_muted + alerts_capped + alerts_quietened, and revisions likewise.
 
         Thread safe, and the sums are equal at any time.
         """
@@ -122,11 +136,14 @@ class Pipeline:
             "windows_flagged",
             "matches",
             "alerts",
+            *(f"alerts_{fate}" for fate in Fate),
             "revisions",
+            *(f"revisions_{fate}" for fate in Fate),
         )
         flight = {} if self.flight is None else self.flight.account()
+        noise = {} if self.noise is None else self.noise.account()
         with self._counting:
-            return {name: self.counts[name] for name in names} | self.exceptions.account() | flight
+            return {name: self.counts[name] for name in names} | self.exceptions.account() | noise | flight
 
     def _assess(self, batch: list[Item]) -> list[Anomaly | None]:
         """Return what the model says of each window of *batch*, None where it has no say."""
@@ -162,7 +179,17 @@ class Pipeline:
 
     def _tell(self, alerts: Iterator[Alert]) -> Iterator[Alert]:
         for alert in alerts:
-            self.counts["alerts" if alert.revision == 1 else "revisions"] += 1
+            fate, told = (Fate.SHOWN, alert) if self.noise is None else self.noise.judge(alert)
+            kind = "alerts" if alert.revision == 1 else "revisions"
+            with self._counting:
+                self.counts[kind] += 1
+                self.counts[f"{kind}_{fate}"] += 1
+            if fate.suppressed:
+                continue
             if self.flight is not None:
-                self.flight.alert(alert)
-            yield alert if self.explain is None else self.explain(alert)
+                self.flight.alert(told)
+            yield told if self.explain is None else self.explain(told)
+
+
+def _time(item: Item) -> int:
+    return item.last_ns if isinstance(item, Window) else item.time_ns

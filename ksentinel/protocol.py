@@ -113,6 +113,25 @@ class Nothing:
 
 
 @dataclass(frozen=True, slots=True)
+class MuteArguments:
+    """The arguments of ``mute``: as of `ksentinel.mutes.Mute`, and for how many seconds."""
+
+    for_seconds: float
+    reason: str
+    exe: str = ""
+    rule: str = ""
+    parent: str = ""
+    level: str = "medium"
+
+
+@dataclass(frozen=True, slots=True)
+class UnmuteArguments:
+    """The arguments of ``unmute``: a mute's id, or how it begins."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """
     A kind of request.

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ksentinel.errors import InputError
+from ksentinel.mutes import Mute
 
 _MINUTE = 60.0
 _SAMPLE_EVERY = 1.0  # at most, however often somebody asks
@@ -88,6 +89,45 @@ class ReloadStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class SuppressedRule:
+    """How many alerts of a rule were suppressed."""
+
+    rule: str
+    title: str
+    alerts: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuietenedTriple:
+    """Who is quietened for the rest of the day, and how many alerts of theirs that concerned."""
+
+    rule: str
+    exe: str
+    parent: str
+    alerts: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseStatus:
+    """
+    What isn't shown, as `ksentinel.noise` tells it.
+
+    Attributes
+    ----------
+    suppressed
+        Rules, each with how many of its alerts were capped or quietened.
+    quietened
+        Rule, executable and parent that are quietened today, with how many of their alerts.
+    mutes
+        In force, the first to end first.
+    """
+
+    suppressed: tuple[SuppressedRule, ...] = ()
+    quietened: tuple[QuietenedTriple, ...] = ()
+    mutes: tuple[Mute, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """
     Answer to the request ``status``.
@@ -111,6 +151,8 @@ class Status:
     account, walk, control
         Counters: of the collector and the stream, of the walk, of the control socket. Read while all of them go on:
         what is on its way from one to the next is in no sum yet.
+    noise
+        What is suppressed by rule, who is quietened today, and the mutes; an older daemon doesn't say.
     """
 
     version: str
@@ -128,6 +170,7 @@ class Status:
     usage: Usage
     rules_loaded_ns: int = 0
     last_reload: ReloadStatus | None = None
+    noise: NoiseStatus = NoiseStatus()
 
     @classmethod
     def from_plain(cls, plain: Any, at: Path) -> "Status":

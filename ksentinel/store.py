@@ -2,24 +2,25 @@
 """
 The store: alerts in one SQLite file, each incident's newest state, and the events around them.
 
-Schema 2 (``PRAGMA user_version``; application id ``ksal``):
+Schema 3 (``PRAGMA user_version``; application id ``ksal``):
 
-=======  =============================================================================================
-table    columns
-=======  =============================================================================================
-alert    the whole JSON beside a few columns to search by
-event    what `flight` keeps, once however many alerts keep it: the JSON beside columns to search by
-process  the JSON of an event's process (as in `codec`, with its ancestors), once for all of its events
-kept     alert, event, phase (before, after)
-flight   alert, how many events were kept for it, how many came beyond what is kept
-account  name, value: what was removed to make room; the number of runs that kept events
-=======  =============================================================================================
+==========  =============================================================================================
+table       columns
+==========  =============================================================================================
+alert       the whole JSON beside a few columns to search by
+event       what `flight` keeps, once however many alerts keep it: the JSON beside columns to search by
+process     the JSON of an event's process (as in `codec`, with its ancestors), once for all of its events
+kept        alert, event, phase (before, after)
+flight      alert, how many events were kept for it, how many came beyond what is kept
+suppressed  how many alerts were suppressed, by rule, executable, parent, hour and cause; nothing else is kept of them
+account     name, value: what was removed to make room; the number of runs that kept events
+==========  =============================================================================================
 
-A store of schema 1 has alerts alone: it can be read, and becomes one of schema 2 when it is written to, in one
-transaction. Write-ahead logging: a killed writer leaves a store that opens. The file is private to its owner (mode
+A store of schema 1 has alerts alone, one of schema 2 nothing of what was suppressed: they can be read, and become one of
+schema 3 when they are written to, in one transaction. Write-ahead logging: a killed writer leaves a store that opens. The file is private to its owner (mode
 0600).
 
-It is bounded: beyond so many alerts or kept events those that were written longest ago are removed, and counted. An
+It is bounded: beyond so many alerts, kept events or counts of suppressed alerts those that were written longest ago are removed, and counted. An
 event that several alerts keep counts for each of them.
 """
 
@@ -43,11 +44,13 @@ from ksentinel.config import StoreConfig
 from ksentinel.errors import InputError
 from ksentinel.flight import Facts, Flown, Kept, Phase
 from ksentinel.level import Level
+from ksentinel.noise import HOUR, Fate, Suppressed, Triple
 from ksentinel.printable import printable_json
 from ksentinel.search import Found, Results, Search
 
-SCHEMA = 2
+SCHEMA = 3
 _ALERTS_ALONE = 1
+_NOTHING_SUPPRESSED = 2
 APPLICATION = 0x6B73616C  # "ksal"
 # The latter: a message of SQLite's with bytes from a damaged file that are no text, and JSON that is none.
 _DAMAGES = (sqlite3.Error, ValueError)
@@ -69,6 +72,9 @@ CREATE TABLE IF NOT EXISTS kept (id INTEGER PRIMARY KEY, alert TEXT NOT NULL, ev
                     UNIQUE (alert, event)) STRICT;
 CREATE INDEX IF NOT EXISTS kept_by_event ON kept (event);
 CREATE TABLE IF NOT EXISTS flight (alert TEXT PRIMARY KEY, events INTEGER NOT NULL, beyond INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS suppressed (id INTEGER PRIMARY KEY, rule TEXT NOT NULL, exe TEXT NOT NULL, parent TEXT NOT NULL,
+                    hour_ns INTEGER NOT NULL, fate TEXT NOT NULL, title TEXT NOT NULL, alerts INTEGER NOT NULL,
+                    repeats INTEGER NOT NULL, UNIQUE (rule, exe, parent, hour_ns, fate)) STRICT;
 CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
 
@@ -86,7 +92,7 @@ class Store:
     write
         False: read only.
     bounds
-        How many alerts, and how many kept events, it holds; those written longest ago make room.
+        How many alerts, kept events and counts of suppressed alerts it holds; those written longest ago make room.
 
     Raises
     ------
@@ -197,6 +203,46 @@ class Store:
             # Its alert had to make room for others, or was never written.
             self._count("events_removed", sum(not here[one.alert] for one in kept))
             self._limit_events()
+
+    def suppress(self, suppressed: Sequence[Suppressed]) -> None:
+        """Count what was suppressed; on disk when this returns."""
+        with self._writing("what was suppressed can't be counted"):
+            for one in suppressed:
+                triple = (_bytewise(text) for text in (one.triple.rule, one.triple.exe, one.triple.parent))
+                row = (
+                    *triple,
+                    _column(one.hour_ns),
+                    str(one.fate),
+                    _bytewise(one.title),
+                    one.alerts,
+                    one.repeats,
+                )
+                self._db.execute(
+                    "INSERT INTO suppressed VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+                    "SET alerts = alerts + excluded.alerts, repeats = repeats + excluded.repeats",
+                    row,
+                )
+            (count,) = self._db.execute("SELECT count(*) FROM suppressed").fetchone()
+            if count > self.bounds.max_suppressed:
+                surplus = count - self.bounds.max_suppressed
+                self._db.execute(
+                    "DELETE FROM suppressed WHERE id IN (SELECT id FROM suppressed ORDER BY id LIMIT ?)",
+                    (surplus,),
+                )
+                self._count("suppressed_removed", surplus)
+
+    def suppressed(self, since_ns: int = 0) -> Iterator[Suppressed]:
+        """Yield what was suppressed in the hour of that time and in those after it."""
+        if self._schema <= _NOTHING_SUPPRESSED:
+            return
+        with self._reading():
+            rows = self._db.execute(
+                "SELECT rule, exe, parent, title, hour_ns, fate, alerts, repeats FROM suppressed WHERE hour_ns > ? "
+                "ORDER BY hour_ns, id",
+                (_column(since_ns - HOUR),),
+            )
+            for rule, exe, parent, title, hour_ns, fate, alerts, repeats in rows:
+                yield Suppressed(Triple(rule, exe, parent), title, hour_ns, Fate(fate), alerts, repeats)
 
     def _keep(self, run: int, one: Kept, processes: dict[int, int]) -> int:
         """Enter an event for an alert; returns 0 if that was done already."""
@@ -318,8 +364,8 @@ class Store:
         )
 
     def removed(self) -> dict[str, int]:
-        """Return how many alerts and how many kept events had to make room for others."""
-        names = ("alerts_removed", "events_removed")
+        """Return how many alerts, kept events and counts of suppressed alerts had to make room for others."""
+        names = ("alerts_removed", "events_removed", "suppressed_removed")
         if self._schema == _ALERTS_ALONE:
             return dict.fromkeys(names, 0)
         with self._reading():
@@ -418,7 +464,7 @@ class Store:
             raise InputError(
                 "is an SQLite file, but no store of alerts", at=self.path, remedy="name another by --store"
             )
-        if schema not in {_ALERTS_ALONE, SCHEMA} and not new:
+        if schema not in {_ALERTS_ALONE, _NOTHING_SUPPRESSED, SCHEMA} and not new:
             raise InputError(
                 f"is a store of schema {schema}; this ksentinel reads {SCHEMA}",
                 at=self.path,

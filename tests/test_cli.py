@@ -31,10 +31,11 @@ from small_host import ATTACK, NGINX, SECOND, make_window, make_windows
 from watch import bpf_ids, exists, sums
 
 import ksentinel
-from ksentinel import pipeline, support, training
+from ksentinel import host, pipeline, support, training
 from ksentinel.cli import main
 from ksentinel.commands import monitor
 from ksentinel.commands.options import parse_duration
+from ksentinel.commands.walk import build_pipeline, outlet_of
 from ksentinel.config import Config
 from ksentinel.control import Control
 from ksentinel.detectors import artifact
@@ -51,6 +52,7 @@ from ksentinel.host import (
     stopping,
     watching,
 )
+from ksentinel.mutes import Mute, Mutes, read, write
 from ksentinel.protocol import Group, Request
 from ksentinel.recording import Reader, Writer
 from ksentinel.rules.ruleset import EXAMPLE
@@ -1673,3 +1675,186 @@ def test_excepted_replay(run, tmp_path):
     assert {"informational"} == {alert["level"] for alert in alerts}
     assert account["walk"]["matches_excepted"] == account["walk"]["matches"] > 0
     assert account["walk"]["exceptions_active"] == 1
+
+
+# Noise
+
+OPT = """
+title: Something of /opt is run
+id: 3f1f2f0e-52f4-4b1e-9a4d-0b3a3b6f0c11
+logsource: {category: process_creation, product: linux}
+detection:
+  selection: {Exe|startswith: /opt/}
+  condition: selection
+level: medium
+"""
+
+
+def noisy(folder, programs, minutes=1):
+    """Return a recording in which a shell of nginx runs each of *programs*, and the arguments that replay it."""
+    nginx = Process(ProcessKey(700, 1), exe=NGINX[0], argv=(NGINX[0],))
+    items = []
+    for number, exe in enumerate(programs):
+        process = Process(ProcessKey(800 + number, 5), exe=exe, argv=(exe,), parent=nginx, service=nginx)
+        time_ns = 7200 * SECOND + number * 60 * minutes * SECOND
+        items.append(
+            ExecEvent(time_ns=time_ns, process=process, tid=800 + number, origin=Origin.BPF, path=exe)
+        )
+    (folder / "opt.yml").write_text(OPT)
+    (folder / "opt.yml").chmod(0o600)
+    recording = make_recording(folder / "noisy.db", items)
+    return ["replay", recording, "--rules", folder / "opt.yml"]
+
+
+def test_cap(run, tmp_path):
+    """Of many alerts of one rule an hour's share is told, the others are counted: everywhere, and in every replay."""
+    (tmp_path / "k.yml").write_text("noise: {alerts_an_hour: 5}\n")
+    command = [*noisy(tmp_path, [f"/opt/{n}" for n in range(30)]), "--config", tmp_path / "k.yml"]
+    first = run(*command, "--json", "--store", tmp_path / "a.db")
+    second = run(*command, "--json", "--store", tmp_path / "b.db")
+    shown = run(*command)
+    *alerts, told = first.objects
+    walk = told["walk"]
+    (noise,) = run("rules", "noise", "--store", tmp_path / "a.db", "--json").objects
+    later = run("rules", "noise", "--store", tmp_path / "a.db", "--since", "1971-01-01", "--json")
+    stored = run("alerts", "--store", tmp_path / "a.db")
+
+    assert (first.out, first.err) == (second.out, second.err)
+    assert (len(alerts), walk["alerts"], walk["alerts_shown"], walk["alerts_capped"]) == (5, 30, 5, 25)
+    assert told["suppressed"] == [
+        {"rule": "3f1f2f0e-52f4-4b1e-9a4d-0b3a3b6f0c11", "title": "Something of /opt is run", "alerts": 25}
+    ]
+    begun, ended = first.err.splitlines()
+    assert begun.startswith(
+        "ksentinel: rule 'Something of /opt is run' has told 5 new alerts in the hour from 1970-01-01 02:00"
+    )
+    assert ended.endswith("is over, 25 alerts were suppressed in it")
+    assert "30  alerts = 5 shown + 0 muted + 25 capped + 0 quietened" in shown.text
+    assert "25  Something of /opt is run (3f1f2f0e-" in shown.text
+    assert (noise["alerts"], noise["suppressed"], noise["share"], noise["others"]) == (5, 25, 1.0, 25)
+    assert noise["sources"][0]["remedies"]["where"] == f'{{"Exe": "/opt/0", "ParentImage": "{NGINX[0]}"}}'
+    assert (later.status, later.out) == (0, b"")
+    assert "25 suppressed alerts are counted alone: `ksentinel rules noise`" in stored.text
+
+
+def test_budget(run, tmp_path):
+    """A day's budget that one program spends quietens that one alone, and never for longer than the day."""
+    (tmp_path / "k.yml").write_text(
+        "noise: {alerts_a_day: 6}\nincident: {fold_seconds: 1, quiet_seconds: 1}\n"
+    )
+    programs = ["/opt/loud"] * 10 + ["/opt/new"] + ["/opt/loud"] * 20
+    command = [*noisy(tmp_path, programs, minutes=60), "--config", tmp_path / "k.yml"]
+    ran = run(*command, "--json", "--store", tmp_path / "a.db")
+    *alerts, told = ran.objects
+    first_day = [
+        a["process"]["exe"] for a in alerts if a["revision"] == 1 and a["opened_ns"] < 86400 * SECOND
+    ]
+
+    assert first_day == ["/opt/loud"] * 6 + ["/opt/new"]
+    assert [a["process"]["exe"] for a in alerts if a["opened_ns"] >= 86400 * SECOND] == ["/opt/loud"] * 6
+    assert told["walk"]["alerts"] == 31 == 13 + told["walk"]["alerts_quietened"]
+    said = ran.err.splitlines()
+    assert ["is spent, most of it by /opt/loud" in line for line in said] == [True, False, True, False]
+    assert said[1].startswith("ksentinel: the day of 1970-01-01 is over")
+
+
+def test_hostile_noise(run, tmp_path):
+    """Whoever names their program to move a cursor, or to be a command, gets neither."""
+    hostile = [f"/opt/{text}" for text in HOSTILE]
+    run(*noisy(tmp_path, hostile), "--store", tmp_path / "a.db")
+    told = run("rules", "noise", "--store", tmp_path / "a.db")
+    listed = run("alerts", "--store", tmp_path / "a.db")
+
+    assert (told.status, listed.status) == (0, 0)
+    for raw in RAW:
+        assert raw not in told.out + listed.out
+
+
+def test_noise_of_nothing(run, tmp_path):
+    """An empty store makes none, and no time is no time."""
+    with Store(tmp_path / "empty.db", os.getuid(), write=True):
+        pass
+    empty = run("rules", "noise", "--store", tmp_path / "empty.db")
+    wrong = run("rules", "noise", "--store", tmp_path / "empty.db", "--since", "soon")
+
+    assert (empty.status, empty.text) == (0, "no alerts\n")
+    assert (wrong.status, "--since 'soon'" in wrong.err) == (2, True)
+
+
+@pytest.mark.parametrize("json_", [False, True])
+def test_muted(run, tmp_path, capsysbinary, json_):
+    """What is muted is not shown on a terminal; it is stored, and JSON has it, and both say that it is."""
+    noisy(tmp_path, ["/opt/1", "/opt/2"])
+    config, rules, store = Config(), [tmp_path / "opt.yml"], tmp_path / "a.db"
+    mutes = Mutes()
+    one = mutes.add(Mute("", 1, 10**13, "so", exe="/opt/1"))
+    pipeline = build_pipeline(config, rules, None, arch="x86_64", mutes=mutes)
+    with Reader(tmp_path / "noisy.db") as items, outlet_of(store, config, pipeline, json=json_) as outlet:
+        for alert in pipeline.walk(items):
+            outlet(alert)
+    out = capsysbinary.readouterr().out.decode()
+    listed = run("alerts", "--store", store)
+    first = next(line.split()[0] for line in listed.text.splitlines() if "muted by" in line)
+    why = run("explain", first, "--store", store)
+
+    if json_:
+        told = [json.loads(line) for line in out.splitlines()]
+        assert [(a["process"]["exe"], a.get("muted")) for a in told] == [("/opt/1", one.id), ("/opt/2", None)]
+    else:
+        assert ("/opt/1" in out, "/opt/2" in out) == (False, True)
+    assert listed.text.count(f"muted by {one.id}") == 1
+    assert f"• muted by {one.id}: stored, not shown when it happened" in why.text
+
+
+def test_mutes_of_a_monitor(run, tmp_path, monkeypatch):
+    """It names those in force when it starts and those that are over, mutes, and writes down how often."""
+    noisy(tmp_path, ["/opt/1", "/opt/2"])
+    now, hour = time.time_ns(), 3600 * SECOND
+    with Reader(tmp_path / "noisy.db") as recording:
+        items = [replace(item, time_ns=now) for batch in recording for item in batch]
+
+    @contextlib.contextmanager
+    def live(*_arguments, **_options):
+        class Stream(list):
+            def lost(self):
+                return 0
+
+            def account(self):
+                return {}
+
+        yield Stream([items])
+
+    monkeypatch.setattr(host, "live", live)
+    kept = tmp_path / "a.db.mutes.json"
+    over = Mute("5f", 1, now - 1, "then", exe="/opt/2")
+    there = Mute("6f", now - hour, now + hour, "now", exe="/opt/1", alerts=5)
+    write(kept, [over, there])
+    rules, store = tmp_path / "opt.yml", tmp_path / "a.db"
+    ran = run("monitor", "--rules", rules, "--store", store, "--no-control", "--json")
+    kept.chmod(0o666)
+    refused = run("monitor", "--rules", rules, "--store", store, "--no-control", "--json")
+
+    *alerts, told = ran.objects
+    assert [(a["process"]["exe"], a.get("muted")) for a in alerts] == [("/opt/1", "6f"), ("/opt/2", None)]
+    assert (told["walk"]["alerts_shown"], told["walk"]["alerts_muted"]) == (1, 1)
+    said = ran.err.splitlines()
+    assert [line.split(": /opt")[0] for line in said[1:]] == [
+        "ksentinel: mute is over: 5f",
+        "ksentinel: still muted: 6f",
+    ]
+    assert (refused.status, refused.out) == (1, b"")
+    assert "a.db.mutes.json: is writable by others" in refused.err
+    kept.chmod(0o600)
+    assert read(kept, os.getuid()) == (replace(there, alerts=6),)
+
+
+def test_mutes_below_alerts(run, tmp_path):
+    """Alerts are listed with the mutes in force of the monitor that wrote them; one that is over is none."""
+    run(*noisy(tmp_path, ["/opt/1"]), "--store", tmp_path / "a.db")
+    now = time.time_ns()
+    mutes = [Mute("5f", 1, now + 10**12, "so", exe="/x"), Mute("6f", 1, now - 1, "so", exe="/y")]
+    write(tmp_path / "a.db.mutes.json", mutes)
+
+    told = run("alerts", "--store", tmp_path / "a.db")
+    assert told.text.splitlines()[-1].startswith("muted: 5f: /x up to level medium, until ")
+    assert "/y" not in told.text

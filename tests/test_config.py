@@ -13,6 +13,7 @@ from ksentinel.config import (
     Config,
     ControlConfig,
     IncidentConfig,
+    NoiseConfig,
     PrivacyConfig,
     RulesConfig,
     StoreConfig,
@@ -29,6 +30,11 @@ incident:
   agree_seconds: 10
   quiet_seconds: 20.5
   fold_seconds: 30
+noise:
+  alerts_an_hour: 0
+  alerts_a_day: 9
+  max_triples: 11
+  longest_mute_seconds: 60
 rules:
   paths: [/etc/rules, more.yml]
 privacy:
@@ -36,6 +42,7 @@ privacy:
 store:
   max_alerts: 7
   max_events: 8
+  max_suppressed: 9
 control:
   socket: /run/k/k.sock
   group: wheel
@@ -59,9 +66,10 @@ def test_whole(load):
     assert load(WHOLE) == Config(
         CollectorConfig(1.5, 64, 0.5, 100),
         IncidentConfig(10.0, 20.5, 30.0),
+        NoiseConfig(0, 9, 11, 60.0),
         RulesConfig(("/etc/rules", "more.yml")),
         PrivacyConfig(redact=False),
-        StoreConfig(7, 8),
+        StoreConfig(7, 8, 9),
         ControlConfig("/run/k/k.sock", "wheel"),
     )
 
@@ -90,7 +98,7 @@ def test_extremes(load, sample, calls):
     [
         (
             "incidents: {}",
-            r"k\.yml:1:1: has no section incidents \(it has collector, incident, rules, privacy, store, control\)",
+            r"k\.yml:1:1: has no section incidents \(it has collector, incident, noise, rules, privacy, store, control\)",
         ),
         (
             "incident:\n  agree_second: 5",
@@ -106,6 +114,9 @@ def test_extremes(load, sample, calls):
         ("store: {max_events: 1.5}", r"max_events: Expected `int`, got `float`"),
         ("incident: {agree_seconds: 0}", r"k\.yml:1:12: \[incident\] agree_seconds is 0"),
         ("incident: {agree_seconds: -1}", "agree_seconds is -1"),
+        ("noise: {alerts_an_hour: -1}", r"k\.yml:1:9: \[noise\] alerts_an_hour is -1 \(say a number up to"),
+        ("noise: {alerts_a_day: 1000000001}", r"\[noise\] alerts_a_day is 1000000001"),
+        ("noise: {max_triples: 0}", r"\[noise\] max_triples is 0"),
         ("incident: {agree_seconds: .nan}", "agree_seconds is nan"),
         ("incident: {agree_seconds: .inf}", "agree_seconds is inf"),
         ("incident: {agree_seconds: 1.0e+300}", r"agree_seconds is 1e\+300"),

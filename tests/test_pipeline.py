@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from made_up import CAT, HTTPD, OTHER_SHELL, SECOND, SHELL, START, Incidents, child, events
 from small_host import ATTACK, make_windows
 
+from ksentinel.config import NoiseConfig
 from ksentinel.detectors.calibration import Calibration
 from ksentinel.detectors.model import Model
 from ksentinel.detectors.ngram import NGramModel
@@ -20,6 +21,8 @@ from ksentinel.event import ExecEvent, Origin, SyscallEvent
 from ksentinel.exceptions import parse_exceptions
 from ksentinel.explain.explanation import Explainer
 from ksentinel.level import Level
+from ksentinel.mutes import Mute, Mutes
+from ksentinel.noise import Fate, Noise
 from ksentinel.pipeline import Pipeline
 from ksentinel.recording import Reader, Writer
 from ksentinel.rules.fields import sources
@@ -107,7 +110,15 @@ def test_agree(rules, model, monkeypatch):
         "exceptions_active": 0,
         "exceptions_expired": 0,
         "alerts": 1,
+        "alerts_shown": 1,
+        "alerts_muted": 0,
+        "alerts_capped": 0,
+        "alerts_quietened": 0,
         "revisions": 1,
+        "revisions_shown": 1,
+        "revisions_muted": 0,
+        "revisions_capped": 0,
+        "revisions_quietened": 0,
     }
 
 
@@ -150,7 +161,8 @@ def test_clock(rules, now, told):
 
 def test_account_from_another_thread(rules):
     """Asked at any time, what adds up does so."""
-    pipeline = Pipeline(rules, None, Incidents())
+    noise = Noise(NoiseConfig(alerts_an_hour=1))
+    pipeline = Pipeline(rules, None, Incidents(fold_ns=0, quiet_ns=0), noise=noise)
     accounts, done = [], threading.Event()
 
     def ask():
@@ -172,6 +184,55 @@ def test_account_from_another_thread(rules):
     for account in accounts:
         assert account["items"] == account["events"] + account["windows"]
         assert account["windows"] == account["windows_scored"] + account["windows_unscored"]
+        for kind in ("alerts", "revisions"):
+            assert account[kind] == sum(account[f"{kind}_{fate}"] for fate in Fate)
+
+
+class Heard:
+    """A flight recorder that only remembers which alerts it was handed."""
+
+    def __init__(self):
+        self.alerts = []
+
+    def item(self, _item):
+        """Take an item."""
+
+    def alert(self, alert):
+        """Take an alert."""
+        self.alerts.append(alert)
+
+    def flush(self):
+        """Do nothing."""
+
+    def account(self):
+        """Return no counters."""
+        return {}
+
+
+def test_noise(rules):
+    """What is suppressed is neither explained, nor kept, nor told; what is muted comes, and is marked; all is counted."""
+    mutes, kept, flight = Mutes(), [], Heard()
+    one = mutes.add(Mute("", START, START + 60 * SECOND, "so", parent=OTHER_SHELL.exe))
+    noise = Noise(NoiseConfig(alerts_an_hour=1), mutes, keep=kept.extend)
+    explained = []
+
+    def explain(alert):
+        explained.append(alert.id)
+        return alert
+
+    pipeline = Pipeline(rules, None, Incidents(fold_ns=0), explain=explain, flight=flight, noise=noise)
+    top = [child(HTTPD, 50 + n, "/bin/cat") for n in range(3)]
+    alerts = list(pipeline.walk(Batches([cat(at=n, process=p) for n, p in enumerate([CAT, *top])])))
+
+    assert [(a.process.key.pid, a.muted) for a in alerts] == [(12, one.id), (50, "")]
+    assert flight.alerts == alerts
+    assert explained == [a.id for a in alerts]
+    assert [(k.fate, k.alerts) for k in kept] == [(Fate.CAPPED, 2)]
+    account = pipeline.account()
+    counted = {
+        name: account[name] for name in ("alerts", *(f"alerts_{fate}" for fate in Fate), "caps_reached")
+    }
+    assert list(counted.values()) == [4, 1, 1, 2, 0, 1]
 
 
 def test_without_model(rules):

@@ -193,6 +193,31 @@ def test_alerts(shown):
     ]
 
 
+def test_alerts_and_what_is_not_shown(shown):
+    """A muted alert is marked; below stands what was suppressed, and what is muted, without a control character."""
+    told = shown(
+        report.alerts_table, [alert(muted="5f")], limit=9, suppressed=1234, mutes=["5f: /x\x1b[2J"], width=200
+    )
+
+    assert told[0].endswith("Something  muted by 5f")
+    assert told[-2:] == [
+        "1,234 suppressed alerts are counted alone: `ksentinel rules noise`",
+        "muted: 5f: /x\\x1b[2J",
+    ]
+    assert shown(report.alerts_table, [], limit=9, suppressed=1)[0] == "no alerts"
+
+
+@pytest.mark.parametrize(
+    ("repeats", "said"), [(1, "1 more incident that looked"), (1200, "1,200 more incidents that looked")]
+)
+def test_explanation_counts_repeats(shown, repeats, said):
+    """How often the same happened again stands among the reasons; nothing if it didn't."""
+    told = shown(report.explanation, alert(repeats=repeats), width=200)
+
+    assert f"• {said} just like it: counted here, not told again" in told
+    assert not [line for line in shown(report.explanation, alert(), width=200) if "just like it" in line]
+
+
 def test_explanation_of_a_rule(shown):
     """Who, which rule, on what, and each clause with the value it met."""
     clauses = [

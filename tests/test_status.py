@@ -10,12 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksentinel.errors import InputError
-from ksentinel.status import Meter, ModelStatus, Status, Usage
+from ksentinel.mutes import Mute
+from ksentinel.status import (
+    Meter,
+    ModelStatus,
+    NoiseStatus,
+    QuietenedTriple,
+    Status,
+    SuppressedRule,
+    Usage,
+)
 
 WHOLE = Status(
     version="1", pid=7, mode="monitor", since_ns=1, seconds=2.5, model=ModelStatus("m", 1, "h", "k", ("a",), 3, 4),
     rules=22, store="s", lost=0, account={"seen": 5, "seconds": 2.5}, walk={"items": 1}, control={"open": 1},
     usage=Usage(1.0, 0.5, 0.25, 60.0, 100, 200),
+    noise=NoiseStatus(
+        (SuppressedRule("r", "R", 3),), (QuietenedTriple("r", "/x", "/y", 2),), (Mute("5f", 1, 2, "so", exe="/x"),)
+    ),
 )  # fmt: skip
 
 
@@ -31,6 +43,15 @@ def test_same_after_the_way(model):
     told = Status.from_plain(plain, Path("s"))
 
     assert (told.model, told.usage, told.account) == (model, WHOLE.usage, WHOLE.account)
+
+
+def test_noise_after_the_way():
+    """What isn't shown is told as it was; an older daemon says nothing of it."""
+    plain = over_the_wire(WHOLE)
+
+    assert Status.from_plain(plain, Path("s")).noise == WHOLE.noise
+    del plain["noise"]
+    assert Status.from_plain(plain, Path("s")).noise == NoiseStatus()
 
 
 def test_newer_daemon():

@@ -21,6 +21,7 @@ from ksentinel.errors import InputError
 from ksentinel.event import Origin, SyscallEvent
 from ksentinel.flight import Flown, Kept, Phase, facts, to_plain
 from ksentinel.level import Level
+from ksentinel.noise import HOUR, Fate, Suppressed, Triple
 from ksentinel.recording import Writer
 from ksentinel.search import Glob, Search
 from ksentinel.store import Store, to_json
@@ -356,7 +357,7 @@ def a_recording(path):
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (other_schema, "is a store of schema 9; this ksentinel reads 2"),
+        (other_schema, "is a store of schema 9; this ksentinel reads 3"),
         (lambda path: (path.unlink(), other_file(path)), "is an SQLite file, but no store of alerts"),
         (a_recording, "is an SQLite file, but no store of alerts"),
         (
@@ -507,7 +508,7 @@ def test_told_anew(path):
     assert [rows(path, table) for table in ("event", "kept", "flight")] == [1, 1, 1]
     with Store(path, ME) as store:
         assert store.flown("a") == Flown()
-        assert store.removed() == {"alerts_removed": 0, "events_removed": 0}
+        assert store.removed() == {"alerts_removed": 0, "events_removed": 0, "suppressed_removed": 0}
 
 
 def test_flown(path):
@@ -539,7 +540,7 @@ def test_max_events(path):
 
         assert numbers(path) == [6, 7, 8]
         assert [rows(path, table) for table in ("event", "kept", "process")] == [3, 3, 1]
-        assert store.removed() == {"alerts_removed": 0, "events_removed": 6}
+        assert store.removed() == {"alerts_removed": 0, "events_removed": 6, "suppressed_removed": 0}
         assert (store.flown("a"), store.flown("b")) == (Flown(removed=1), Flown(3, removed=5))
 
 
@@ -555,7 +556,7 @@ def test_max_alerts(path):
         assert sorted(ids(path)) == ["a", "c"], "b had been silent for longest"
         assert numbers(path) == [1]
         assert [rows(path, table) for table in ("event", "kept", "flight")] == [1, 1, 1]
-        assert store.removed() == {"alerts_removed": 1, "events_removed": 2}
+        assert store.removed() == {"alerts_removed": 1, "events_removed": 2, "suppressed_removed": 0}
         store.keep([kept("b", 3)], {"b": 2})
         assert numbers(path) == [1]
 
@@ -602,6 +603,41 @@ def test_any_time_of_an_event(path):
     assert found(path).found[0].body["time_ns"] == str(1 << 70)
 
 
+# What was suppressed
+
+
+def suppressed(exe="/bin/sh", hour=0, alerts=1, repeats=0, fate=Fate.CAPPED):
+    """Return a count of what was, *hour* hours after the epoch."""
+    return Suppressed(Triple("r", exe, "/sbin/init"), "A rule", hour * HOUR, fate, alerts, repeats)
+
+
+def test_suppressed(path):
+    """It adds up by rule, executable, parent, hour and cause; an hour counts if it isn't over at the time asked for."""
+    with Store(path, ME, write=True) as store:
+        store.suppress([suppressed(), suppressed(repeats=2), suppressed(hour=1)])
+        store.suppress([suppressed(alerts=3), suppressed(fate=Fate.QUIETENED), suppressed("/bin/\udcff")])
+    with Store(path, ME) as store:
+        told = list(store.suppressed())
+        assert list(store.suppressed(HOUR)) == list(store.suppressed(2 * HOUR - 1)) == [suppressed(hour=1)]
+        assert list(store.suppressed(2 * HOUR)) == []
+
+    assert told == [
+        suppressed(alerts=5, repeats=2),
+        suppressed(fate=Fate.QUIETENED),
+        suppressed("/bin/\\xff"),
+        suppressed(hour=1),
+    ]
+
+
+def test_max_suppressed(path):
+    """Beyond so many counts the oldest go, and that is counted."""
+    with Store(path, ME, write=True, bounds=StoreConfig(max_suppressed=3)) as store:
+        store.suppress([suppressed(hour=hour) for hour in range(5)])
+        store.suppress([suppressed(hour=5)])
+        assert [one.hour_ns // HOUR for one in store.suppressed()] == [3, 4, 5]
+        assert store.removed()["suppressed_removed"] == 3
+
+
 # Stores of an older schema
 
 OLD = """
@@ -645,7 +681,8 @@ def test_old_read(old):
         assert [plain["id"] for plain in store.alerts()] == ["mine"]
         assert store.get("mine")["id"] == "mine"
         assert (store.events(Search(), 10).total, store.flown("mine")) == (0, Flown())
-        assert store.removed() == {"alerts_removed": 0, "events_removed": 0}
+        assert list(store.suppressed()) == []
+        assert store.removed() == {"alerts_removed": 0, "events_removed": 0, "suppressed_removed": 0}
 
     assert (before, schema(old)) == (old.read_bytes(), 1)
 
@@ -655,7 +692,7 @@ def test_old_written(old):
     put(old, alert("new", at=1))
     keep(old, kept("mine", 1), kept("new", 2))
 
-    assert (schema(old), ids(old), numbers(old)) == (2, ["new", "mine"], [1, 2])
+    assert (schema(old), ids(old), numbers(old)) == (3, ["new", "mine"], [1, 2])
     fresh = old.with_name("fresh.db")
     put(fresh, alert("x"))
     assert tables(old) == tables(fresh)
@@ -681,7 +718,7 @@ def test_old_by_two_writers(old):
         other._make()
         other.put(alert("other"))
 
-    assert (schema(old), len(ids(old))) == (2, 3)
+    assert (schema(old), len(ids(old))) == (3, 3)
 
 
 def test_old_on_a_full_disk(old, monkeypatch):

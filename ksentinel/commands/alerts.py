@@ -22,6 +22,7 @@ def alerts(
     json: Json = False,
 ) -> None:
     """List stored alerts, the newest first."""
+    from ksentinel.mutes import in_words, read
     from ksentinel.report import alerts_table
     from ksentinel.store import Store
 
@@ -29,14 +30,18 @@ def alerts(
         level = Level.parse(least)
     except ValueError as error:
         raise UsageError(f"--{error}") from None
-    with Store(store or host.store_to_read(), host.user()) as kept:
+    path = store or host.store_to_read()
+    with Store(path, host.user()) as kept:
         found = list(kept.alerts(least=level, limit=limit))
         removed = kept.removed()["alerts_removed"]
+        suppressed = sum(one.alerts for one in kept.suppressed())
     if json:
         for alert in found:
             print_json(alert)
-    else:
-        alerts_table(found, limit=limit, removed=removed)
+        return
+    now_ns = host.now_ns()
+    mutes = [in_words(one) for one in read(host.mutes_beside(path), host.user()) if one.until_ns > now_ns]
+    alerts_table(found, limit=limit, removed=removed, suppressed=suppressed, mutes=mutes)
 
 
 def explain(

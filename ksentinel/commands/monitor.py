@@ -54,6 +54,8 @@ def monitor(
     The kernel scores every system call; what is unusual, and a sample of the rest, meets the model, and every argument
     event the rules. SIGHUP, like `ksentinel reload`, has it load the rules anew.
     """
+    from ksentinel.mutes import in_words
+
     host.one_thread()
     settings = read_config(config)
     seconds = parse_duration(duration)
@@ -65,12 +67,13 @@ def monitor(
         table = artifact.load_kernel(model, arch=platform.machine(), uid=host.user())
         manifest = artifact.read_manifest(model, uid=host.user())
     socket = _socket(settings, control, off=no_control)
-    pipeline = build_pipeline(settings, rules, model, arch=platform.machine(), clock=host.now_ns)
+    kept = store or host.default_store()
+    mutes = host.mutes_in_force(settings, kept)
+    pipeline = build_pipeline(settings, rules, model, arch=platform.machine(), mutes=mutes, clock=host.now_ns)
     with ExitStack() as stack:
         contents = None
         if model is not None:
             contents = stack.enter_context(host.contents(manifest, pipeline.model, tell))
-        kept = store or host.default_store()
         reloader = stack.enter_context(
             host.reloading(lambda: load_rules(rule_paths(settings, rules)), pipeline, kept, tell)
         )
@@ -106,10 +109,14 @@ def monitor(
             + ("" if seconds is None else f" for {seconds:g} s")
             + f", alerts to {kept}; Ctrl-C stops"
         )
+        pipeline.noise.expire(host.now_ns())  # what was over before this run
+        for mute in mutes.all():
+            tell(f"still muted: {in_words(mute)}")
         for alert in pipeline.walk(stream):
             outlet(alert)
         account = stream.account()
-    finish([account], pipeline.account(), [], json=json)
+        mutes.save()
+    finish([account], pipeline.account(), [], pipeline.noise.told()["suppressed"], json=json)
 
 
 def status(control: ControlFile = None, json: Json = False) -> None:

@@ -85,7 +85,7 @@ def replay(
         accounts = [source.account() for source in sources]
         files_told = [told for source in sources for told in per_file(source)]
     if recorded or any(log.account.events for log in audit.logs) or not audit.failures:
-        finish(accounts, pipeline.account(), files_told, json=json)
+        finish(accounts, pipeline.account(), files_told, pipeline.noise.told()["suppressed"], json=json)
         mute_model(model, pipeline.account())
     for failure in audit.failures:
         complain(failure)

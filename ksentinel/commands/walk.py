@@ -69,6 +69,7 @@ def build_pipeline(
     folder: Path | None,
     *,
     arch: str,
+    mutes: Any = None,
     clock: Callable[[], int] | None = None,
 ) -> Any:
     """
@@ -76,11 +77,14 @@ def build_pipeline(
 
     Parameters
     ----------
+    mutes
+        A `ksentinel.mutes.Mutes`, of a live walk.
     clock
         Of a live walk; a replay's time is that of its events.
     """
     from ksentinel.explain.explanation import Explainer
     from ksentinel.incident import SECOND, Incidents
+    from ksentinel.noise import Noise
     from ksentinel.pipeline import Pipeline
 
     ruleset = load_rules(rule_paths(settings, rules))
@@ -102,6 +106,7 @@ def build_pipeline(
         model,
         incidents,
         explain=Explainer(model),
+        noise=Noise(settings.noise, mutes, tell=tell),
         exceptions=load_exceptions(settings, ruleset),
         tell=tell,
         clock=clock,
@@ -157,7 +162,8 @@ def outlet_of(
     """
     Give a function that takes each alert to the store, and to the terminal or as JSON to standard output.
 
-    With a store *pipeline* gets a flight recorder, which keeps events there.
+    With a store *pipeline* gets a flight recorder, which keeps events there, and what is suppressed is counted there. A
+    muted alert is stored, and JSON has it, marked; a terminal doesn't show it.
     """
     from ksentinel.flight import Flight
     from ksentinel.report import alert_line
@@ -169,6 +175,7 @@ def outlet_of(
         if store is not None:
             kept = stack.enter_context(Store(store, host.user(), write=True, bounds=settings.store))
             pipeline.flight = Flight(kept.keep, arch=pipeline.incidents.arch)
+            pipeline.noise.keep = kept.suppress
         sink = JsonLines(sys.stdout.buffer) if json else None
 
         def take(alert: Any) -> None:
@@ -178,7 +185,7 @@ def outlet_of(
             finally:  # one that can't be stored is shown all the same
                 if sink is not None:
                     sink.send(alert)
-                else:
+                elif not alert.muted:
                     alert_line(alert)
 
         yield take
@@ -204,10 +211,16 @@ def per_file(source: Any) -> Iterator[dict[str, Any]]:
 
 
 def finish(
-    accounts: list[dict[str, Any]], walked: dict[str, int], files: list[dict[str, Any]], *, json: bool
+    accounts: list[dict[str, Any]],
+    walked: dict[str, int],
+    files: list[dict[str, Any]],
+    suppressed: list[dict[str, Any]],
+    *,
+    json: bool,
 ) -> None:
-    """Print the account."""
+    """Print the account; *suppressed* says how many alerts of which rule were."""
     from ksentinel.report import account_table, files_table
+    from ksentinel.report.noise import suppressed_table
 
     total: dict[str, Any] = {}
     for account in accounts:
@@ -215,11 +228,13 @@ def finish(
             total[name] = total.get(name, 0) + (int(number) if float(number).is_integer() else number)
     if json:
         # The walk counts events of its own; what an audit log calls events stands with its file.
-        print_json({"account": total, "walk": walked, "files": files} | _sums(files))
+        plain = {"account": total, "walk": walked, "suppressed": suppressed, "files": files}
+        print_json(plain | _sums(files))
         return
     files_table(files)
     account_table(total)
     account_table(walked, title="The walk")
+    suppressed_table(suppressed)
 
 
 def _sums(files: list[dict[str, Any]]) -> dict[str, int]:

@@ -74,6 +74,12 @@ _SUMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("audit lines", ("lines",), ("lines_in_events", "malformed", "pending")),
     ("items", ("items",), ("events", "windows")),
     ("windows", ("windows",), ("windows_scored", "windows_unscored")),
+    ("alerts", ("alerts",), ("alerts_shown", "alerts_muted", "alerts_capped", "alerts_quietened")),
+    (
+        "revisions",
+        ("revisions",),
+        ("revisions_shown", "revisions_muted", "revisions_capped", "revisions_quietened"),
+    ),
     (
         "connections",
         ("connections",),
@@ -160,17 +166,45 @@ def alert_line(alert: Alert) -> None:
     _hang(out, plain("now: " + "; ".join([*rules, *model, *like]), style="dim"), 4, first=4)
 
 
-def alerts_table(alerts: Sequence[Mapping[str, Any]], *, limit: int, removed: int = 0) -> None:
-    """Print stored alerts; *limit* is how many were asked for at most, *removed* had to make room for others."""
+def alerts_table(
+    alerts: Sequence[Mapping[str, Any]],
+    *,
+    limit: int,
+    removed: int = 0,
+    suppressed: int = 0,
+    mutes: Sequence[str] = (),
+) -> None:
+    """
+    Print stored alerts.
+
+    Parameters
+    ----------
+    limit
+        How many were asked for at most.
+    removed, suppressed
+        How many had to make room for others, and how many were never stored.
+    mutes
+        Those in force, in words.
+    """
     out = console()
-    if not alerts:
+    if alerts:
+        _alerts(out, alerts, limit, removed)
+    else:
         out.print("no alerts")
-        return
+    told = (
+        f"{suppressed:,} suppressed alerts are counted alone: `ksentinel rules noise`" if suppressed else ""
+    )
+    for line in ([told] if told else []) + [f"muted: {mute}" for mute in mutes]:
+        _hang(out, plain(line, style="yellow"), 4)
+
+
+def _alerts(out: Console, alerts: Sequence[Mapping[str, Any]], limit: int, removed: int) -> None:
     width = max(len(str(alert["level"])) for alert in alerts)
     before = max(len(str(alert["id"])) for alert in alerts) + 2 + 19 + 2 + width + 2
     for alert in alerts:
         level = str(alert["level"])
         more = f"  +{alert['repeats']} like it" if alert["repeats"] else ""
+        more += f"  muted by {alert['muted']}" if alert.get("muted") else ""
         row = Text.assemble(
             plain(alert["id"], style="bold"),
             "  ",
@@ -291,6 +325,21 @@ def explanation(alert: Mapping[str, Any], flown: Flown | None = None, command: s
     if place := alert.get("policy"):
         contexts = " + ".join(place["contexts"]) or "known"
         _hang(out, plain(f"policy: rule {place['rule']}, model {place['model']}, {contexts}", style="dim"), 4)
+    if alert["repeats"]:
+        like = "incident that looked" if alert["repeats"] == 1 else "incidents that looked"
+        _hang(
+            out,
+            Text("• ")
+            + plain(f"{alert['repeats']:,} more {like} just like it: counted here, not told again"),
+            2,
+        )
+    if alert.get("muted"):
+        _hang(
+            out,
+            Text("• ")
+            + plain(f"muted by {alert['muted']}: stored, not shown when it happened", style="yellow"),
+            2,
+        )
     _ancestry(out, alert["process"])
     for evidence in alert["evidence"]:
         if "match" in evidence:
@@ -321,6 +370,7 @@ def _flown(flown: Flown, command: str) -> str:
 def status_table(status: Status) -> None:
     """Print what a running daemon says of itself."""
     from ksentinel.alert import when
+    from ksentinel.report.noise import noise_lines
 
     out = console()
     model = status.model
@@ -352,6 +402,7 @@ def status_table(status: Status) -> None:
         style = "bold red" if name == "lost" and status.lost else ""
         _hang(out, Text(f"{name:{width}}  ", "bold") + plain(value, style=style), width + 2)
     out.print()
+    noise_lines(status.noise)
     account_table(status.account, live=True)
     account_table(status.walk, title="The walk", live=True)
     account_table(status.control, title="The control socket", live=True)
