@@ -35,7 +35,7 @@ from ksentinel import host, pipeline, support, training
 from ksentinel.cli import main
 from ksentinel.commands import monitor
 from ksentinel.commands.options import parse_duration
-from ksentinel.commands.walk import build_pipeline, outlet_of
+from ksentinel.commands.walk import build_pipeline, load_rules, outlet_of
 from ksentinel.config import Config
 from ksentinel.control import Control
 from ksentinel.detectors import artifact
@@ -1095,6 +1095,24 @@ def test_default_store(monkeypatch):
     assert default_store() == Path("/home/u/.local/state/ksentinel/alerts.db")
     monkeypatch.setenv("XDG_STATE_HOME", "/s")
     assert default_store() == Path("/s/ksentinel/alerts.db")
+
+
+def test_rules_cache(monkeypatch, tmp_path, capsys):
+    """Compiled rules are kept by the system for root, in the user's cache otherwise; what is odd there is said, and is no obstacle."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert host.rules_cache() == Path("/var/cache/ksentinel")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() or 1000)
+    monkeypatch.setenv("HOME", "/home/u")
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert host.rules_cache() == Path("/home/u/.cache/ksentinel")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert host.rules_cache() == tmp_path / "ksentinel"
+    (tmp_path / "ksentinel").write_text("")
+
+    assert len(load_rules(None)) > 20
+    assert capsys.readouterr().err == (
+        f"ksentinel: {tmp_path}/ksentinel/rules.json: Not a directory: rules are compiled anew (this folder can be deleted at any time)\n"
+    )
 
 
 def test_default_socket(monkeypatch, tmp_path):

@@ -3,7 +3,7 @@
 Conditions: how selections combine, ``selection and not 1 of filter_*``; as a tree, as a closure, as a trace.
 
 A parser of our own, not pySigma's: it names the column of an error, and it is bounded (32 parentheses, 1,000 words).
-pySigma's is the oracle in the tests. Grammar, loosest first, as the Sigma specification has it::
+pySigma's reads the same behind it, and is the oracle in the tests. Grammar, loosest first, as the Sigma specification has it::
 
     or   = and { "or" and }
     and  = not { "and" not }

@@ -21,7 +21,7 @@ from ksentinel.rules.fields import Field, View
 from ksentinel.rules.pattern import Item, Pattern
 
 MEMORY = 128 << 20
-"""What an automaton may use; it takes as much as the texts that it meets make it, a megabyte for most."""
+"""What an automaton may use; how much it takes, the texts that it meets decide."""
 
 _SEPARATOR = "/"
 

@@ -446,7 +446,7 @@ def required(expression: str, *, folds: bool) -> str:
     Examples
     --------
     >>> required(r"^(curl|wget) +http://[^/]+/x\.sh", folds=False)
-    ' http://'
+    'http://'
     """
     flags = _FLAG_GROUP.match(expression)
     position = 0 if flags is None else flags.end()
