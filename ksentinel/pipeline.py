@@ -12,6 +12,7 @@ from ksentinel.event import Event
 from ksentinel.flight import Flight
 from ksentinel.incident import Incidents
 from ksentinel.level import Level
+from ksentinel.rules.correlator import Correlator
 from ksentinel.rules.ruleset import RuleSet
 from ksentinel.sources import Item, Stream
 from ksentinel.window import Window
@@ -46,6 +47,7 @@ class Pipeline:
         flight: Flight | None = None,
     ) -> None:
         self.rules = rules
+        self.correlator = Correlator(rules.correlations)
         self.model = model
         self.incidents = incidents
         self.explain = explain
@@ -108,7 +110,7 @@ class Pipeline:
         )
         flight = {} if self.flight is None else self.flight.account()
         with self._counting:
-            return {name: self.counts[name] for name in names} | flight
+            return {name: self.counts[name] for name in names} | self.correlator.account() | flight
 
     def _assess(self, batch: list[Item]) -> list[Anomaly | None]:
         """Return what the model says of each window of *batch*, None where it has no say."""
@@ -128,7 +130,7 @@ class Pipeline:
         return [next(assessed) if window.origin == self.model.origin else None for window in windows]
 
     def _match(self, event: Event, *, lossy: bool) -> Iterator[Alert]:
-        for match in self.rules.match(event):
+        for match in self.correlator.take(event, self.rules.match(event)):
             self.counts["matches"] += 1
             yield from self.incidents.match(match, lossy=lossy)
 

@@ -10,9 +10,11 @@ from typing import Self
 from ksentinel.errors import Location, RuleError
 from ksentinel.event import Event, ExecEvent, SyscallEvent
 from ksentinel.rules import Match, Rule
-from ksentinel.rules.document import check_trust, read
-from ksentinel.rules.fields import ROOT, Users, View, sources
-from ksentinel.rules.sigma import Compiled, compile_rule
+from ksentinel.rules.correlation import Correlation, Draft, resolve
+from ksentinel.rules.correlation import read as read_correlation
+from ksentinel.rules.document import Map, check_trust, parse_all, read
+from ksentinel.rules.fields import ROOT, Source, Users, View, sources
+from ksentinel.rules.sigma import Compiled, compile_document
 
 SUFFIXES = (".yml", ".yaml")
 TRUSTED = frozenset({0})
@@ -26,10 +28,13 @@ class RuleSet:
     ----------
     compiled
         The rules, in the order in which they are asked.
+    correlations
+        Rules about these rules, which a `Correlator` counts.
 
     Examples
     --------
     >>> from ksentinel.codec import event_from_plain
+    >>> from ksentinel.rules.sigma import compile_rule
     >>> rules = RuleSet([compile_rule(EXAMPLE, "cat.yml", sources())])
     >>> (match,) = rules.match(event_from_plain({"event": "exec", "process": {"exe": "/bin/cat"}}))
     >>> clause = match.clauses[0]
@@ -37,8 +42,9 @@ class RuleSet:
     ('Image', "endswith '/cat'", '/bin/cat', (4, 8))
     """
 
-    def __init__(self, compiled: Iterable[Compiled] = ()) -> None:
+    def __init__(self, compiled: Iterable[Compiled] = (), correlations: Iterable[Correlation] = ()) -> None:
         self._compiled = tuple(compiled)
+        self.correlations = tuple(correlations)
         self._execs: list[Compiled] = []
         self._any_call: list[Compiled] = []
         by_call: dict[str, list[Compiled]] = defaultdict(list)
@@ -56,12 +62,13 @@ class RuleSet:
         self._by_type = {name: (*rules, *self._any_record) for name, rules in by_type.items()}
 
     def __len__(self) -> int:
-        return len(self._compiled)
+        return len(self._compiled) + len(self.correlations)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules."""
-        return tuple(one.rule for one in self._compiled)
+        """The rules, and then the correlations."""
+        rules = [one.rule for one in self._compiled]
+        return (*rules, *(correlation.rule for correlation in self.correlations))
 
     @classmethod
     def load(
@@ -108,20 +115,29 @@ class RuleSet:
         """Load what can be loaded, and return with it what is wrong with the rest; parameters as for `load`."""
         table = sources(users)
         compiled: dict[str, Compiled] = {}
+        drafts: dict[str, Draft] = {}
         errors: list[RuleError] = []
         for found in _files(paths, trusted_uids):
             if isinstance(found, RuleError):
                 errors.append(found)
                 continue
             try:
-                one = compile_rule(read(found, trusted_uids=trusted_uids), found, table)
-                first = compiled.get(one.rule.id)
-                if first is not None:
-                    raise RuleError(f"id {one.rule.id} is taken by {first.at}", one.at)  # noqa: TRY301
-                compiled[one.rule.id] = one
+                text = read(found, trusted_uids=trusted_uids)
+                for one in _documents(text, found, table):
+                    if isinstance(one, RuleError):
+                        errors.append(one)
+                        continue
+                    first = compiled.get(one.rule.id) or drafts.get(one.rule.id)
+                    if first is not None:
+                        errors.append(RuleError(f"id {one.rule.id} is taken by {first.at}", one.at))
+                    elif isinstance(one, Draft):
+                        drafts[one.rule.id] = one
+                    else:
+                        compiled[one.rule.id] = one
             except RuleError as error:
                 errors.append(error)
-        return cls(compiled.values()), errors
+        correlations, unresolved = resolve(drafts.values(), compiled.values())
+        return cls(compiled.values(), correlations), errors + unresolved
 
     def match(self, event: Event) -> tuple[Match, ...]:
         """Return the rules that fire on *event*, each with its decisive clauses."""
@@ -155,6 +171,22 @@ class RuleSet:
                 if one not in fired and one.test(view):
                     fired.add(one)
                     yield one.match(event, view)
+
+
+def _documents(text: str, file: Path, table: dict[str, Source]) -> Iterator[Compiled | Draft | RuleError]:
+    """Yield what each document of a file is, or what is wrong with it."""
+    for root in parse_all(text, file):
+        try:
+            if (
+                isinstance(root, Map)
+                and root.get("correlation") is not None
+                and root.get("detection") is None
+            ):
+                yield read_correlation(root, file)
+            else:
+                yield compile_document(root, file, table)
+        except RuleError as error:
+            yield error
 
 
 def _enter(
