@@ -50,6 +50,8 @@ class _Group:
     entries: list[_Entry] = field(default_factory=list)
     """In the order of time; what comes at the same time, as it came."""
     by_what: dict[Hashable, _Entry] = field(default_factory=dict)
+    first_ns: int = 0
+    """When it began: the time of the first one that came."""
     latest_ns: int = 0
     latest: Event | None = None
     more: int = 0
@@ -105,7 +107,7 @@ class _State:
         """Yield what the groups come to whose time span is over."""
         while not self.at_once and self.groups:
             key, group = next(iter(self.groups.items()))
-            end = group.entries[0].time_ns + self.span
+            end = group.first_ns + self.span
             if end + SLACK_NS >= time_ns:
                 return
             inside = [entry for entry in group.entries if entry.time_ns <= end]
@@ -142,7 +144,7 @@ class _State:
                 self._expire(time_ns)
             if len(self.groups) >= MAX_GROUPS:
                 self.evict()
-            group = self.groups[key] = _Group(latest_ns=time_ns)
+            group = self.groups[key] = _Group(first_ns=time_ns, latest_ns=time_ns)
         elif self.at_once:
             # Groups that wait for their end stay in the order in which they began.
             self.groups.move_to_end(key)
@@ -157,14 +159,14 @@ class _State:
 
     def _enter(self, group: _Group, entry: _Entry) -> None:
         entries = group.entries
-        if self.distinct:
+        # Beyond the span of one that waits for its end is what the next one begins with.
+        if self.distinct and (self.at_once or entry.time_ns <= group.first_ns + self.span):
             known = group.by_what.get(entry.what)
             if known is not None:
-                if self.at_once and known.order < entry.order:
-                    # The newer one is in every span that the older one could still be in.
-                    self._remove(group, known)
-                elif self.at_once or entry.time_ns <= entries[0].time_ns + self.span:
+                if not self.at_once or known.order > entry.order:
                     return
+                # The newer one is in every span that the older one could still be in.
+                self._remove(group, known)
             group.by_what[entry.what] = entry
         elif self.ordered and entries and entries[-1].what == entry.what and entries[-1].order < entry.order:
             # Of one rule's matches in a row the last one serves: it is the nearest to what may follow.
