@@ -111,6 +111,34 @@ def test_agree(rules, model, monkeypatch):
 NORMAL = CALIBRATE[0]
 
 
+def test_correlation(tmp_path):
+    """What matches come to is told at the last one's process, with all that made it; what is kept is accounted for."""
+    file = tmp_path / "cats.yml"
+    file.write_text(EXAMPLE + "name: reading\n" + CATS)
+    pipeline = Pipeline(RuleSet.load([file], trusted_uids=None), None, Incidents(), explain=Explainer(None))
+    other = child(OTHER_SHELL, 22, "/bin/cat")
+    (alert,) = pipeline.walk(Batches([cat(0)], [cat(1), cat(2, other)], [cat(3)]))
+
+    assert (alert.title, alert.process, alert.level) == ("Many cats", other, Level.MEDIUM)
+    assert [part.event.time_ns for part in alert.matches[0].parts] == [
+        START,
+        START + SECOND,
+        START + 2 * SECOND,
+    ]
+    assert "event_count" in alert.explanation["paragraph"]
+    assert pipeline.account()["matches"] == 1
+    assert pipeline.account()["correlation_matches_kept"] == 1
+
+
+CATS = """\
+---
+title: Many cats
+id: 9b3c1a52-6b4e-4c27-9a3a-6d3a5f0b7c11
+level: medium
+correlation: {type: event_count, rules: reading, timespan: 1m, condition: {gte: 3}}
+"""
+
+
 def test_account_from_another_thread(rules):
     """Asked at any time, what adds up does so."""
     pipeline = Pipeline(rules, None, Incidents())

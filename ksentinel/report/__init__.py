@@ -74,6 +74,7 @@ _SUMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 _LOSSES = (
     "dropped",
+    "evicted",
     "missed",
     "missing",
     "malformed",

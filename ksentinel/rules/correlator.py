@@ -23,7 +23,7 @@ from ksentinel.rules.correlation import MAX_COUNT, MAX_RULES, Correlation
 MAX_GROUPS = 10_000
 """Groups kept of one correlation."""
 MAX_KEPT = 50_000
-"""Matches kept of all correlations together."""
+"""Matches kept of all correlations together, with the parts of those that are correlations'."""
 MAX_PARTS = MAX_RULES
 """Parts that a match shows: the first ones, and the last."""
 SLACK_NS = 1_000_000_000
@@ -39,6 +39,8 @@ class _Entry:
     what: Hashable
     """Which rule (temporal), or which value (value_count): the same one is kept once."""
     match: Match
+    weight: int
+    """How many matches that is, with its parts."""
 
     @property
     def order(self) -> tuple[int, int]:
@@ -85,9 +87,8 @@ class _State:
         group.latest = match.event
         group.latest_ns = max(group.latest_ns, time_ns)
         self.sequence += 1
-        self._enter(
-            group, _Entry(time_ns, self.sequence, value if self.correlation.counted else place, match)
-        )
+        what = value if self.correlation.counted else place
+        self._enter(group, _Entry(time_ns, self.sequence, what, match, _weight(match)))
         if not self.at_once:
             return None
         self._forget(group, group.latest_ns - self.span)
@@ -123,9 +124,9 @@ class _State:
 
     def drop(self, key: Key) -> int:
         """Forget a group; return how many matches it had."""
-        entries = len(self.groups.pop(key).entries)
-        self.kept -= entries
-        return entries
+        entries = self.groups.pop(key).entries
+        self.kept -= sum(entry.weight for entry in entries)
+        return len(entries)
 
     def evict(self) -> None:
         """Forget the group heard of least recently, and count that."""
@@ -179,19 +180,19 @@ class _State:
             self.counts["correlation_matches_evicted"] += 1
             self._remove(group, entries[0])
         insort(entries, entry, key=lambda one: one.order)
-        self.kept += 1
+        self.kept += entry.weight
 
     def _remove(self, group: _Group, entry: _Entry) -> None:
         del group.entries[bisect_left(group.entries, entry.order, key=lambda one: one.order)]
-        self.kept -= 1
+        self.kept -= entry.weight
 
     def _forget(self, group: _Group, before_ns: int) -> None:
         old = bisect_left(group.entries, before_ns, key=lambda one: one.time_ns)
         for entry in group.entries[:old]:
+            self.kept -= entry.weight
             if group.by_what.get(entry.what) is entry:
                 del group.by_what[entry.what]
         del group.entries[:old]
-        self.kept -= old
 
     def _match(self, key: Key, entries: list[_Entry], count: str) -> Match:
         correlation = self.correlation
@@ -204,6 +205,10 @@ class _State:
             for by, value in zip(correlation.group_by, key, strict=True)
         )
         return Match(correlation.rule, matches[-1].event, (counted, *same), tuple(parts))
+
+
+def _weight(match: Match) -> int:
+    return 1 + sum(_weight(part) for part in match.parts)
 
 
 def _chain(entries: list[_Entry], length: int) -> list[_Entry]:

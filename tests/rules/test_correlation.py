@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Correlations: what is read, what is refused and where, and whose rules they speak of."""
 
+from pathlib import Path
+
 import pytest
 
 from ksentinel.codec import event_from_plain
@@ -10,6 +12,7 @@ from ksentinel.rules.document import parse, parse_all
 from ksentinel.rules.fields import View, sources
 from ksentinel.rules.sigma import compile_document
 
+ROOT = Path(__file__).parents[2]
 RULE = """\
 title: Something is run
 id: 11111111-1111-4111-8111-111111111111
@@ -47,6 +50,15 @@ def resolved(*documents):
     rules = [compile_document(root, "x.yml", sources()) for root in roots if not root.get("correlation")]
     correlations, errors = resolve(drafts, rules)
     return correlations, [str(error) for error in errors]
+
+
+def test_documented():
+    """The documentation's example is one."""
+    section = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8").partition("## Correlations")[2]
+    (one,), errors = resolved(section.partition("```yaml\n")[2].partition("```")[0])
+
+    assert errors == []
+    assert (one.subject, one.test) == ("value_count of path", ">= 5 within 1m")
 
 
 def test_read():

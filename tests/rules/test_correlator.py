@@ -133,6 +133,18 @@ def test_nested():
     assert match.clauses[1].value == "root"
 
 
+def test_nested_are_weighed():
+    """What is kept counts with its parts."""
+    many = correlation(bounds={"gte": 3})
+    upper = correlation(rules=(many.rule,), name="upper", bounds={"gte": 2})
+    counter = Correlator([many, upper])
+    told(counter, *(fired(ran(at)) for at in range(3)))
+
+    assert counter.account()["correlation_matches_kept"] == 4
+    assert names(told(counter, *(fired(ran(at)) for at in range(3, 6)))) == ["upper"]
+    assert counter.account()["correlation_matches_kept"] == 0
+
+
 def test_parts_are_capped():
     """The first parts and the last one are kept; how many there were is said."""
     matches = [fired(ran(at / 100)) for at in range(50)]
