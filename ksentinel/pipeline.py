@@ -69,6 +69,8 @@ class Pipeline:
             now_lost = stream.lost()
             lossy = now_lost > lost
             lost = now_lost
+            # The rules may be others than before.
+            self.correlator.reload(self.rules.correlations)
             anomalies = iter(self._assess(batch))
             for item in batch:
                 if self.flight is not None:

@@ -130,6 +130,25 @@ def test_correlation(tmp_path):
     assert pipeline.account()["correlation_matches_kept"] == 1
 
 
+def test_correlation_after_a_reload(tmp_path):
+    """Other rules are taken up with the next batch; what a correlation that is in both has counted goes on."""
+    file = tmp_path / "cats.yml"
+    file.write_text(EXAMPLE + "name: reading\n" + CATS)
+    pipeline = Pipeline(RuleSet(), None, Incidents())
+
+    def batches():
+        yield [cat(0), cat(1), cat(2)]
+        for seconds in (3, 4, 5):
+            pipeline.rules = RuleSet.load([file], trusted_uids=None)
+            yield [cat(seconds)]
+
+    stream = Batches()
+    stream.batches = batches()
+    (alert,) = pipeline.walk(stream)
+
+    assert [part.event.time_ns for part in alert.matches[0].parts] == [START + n * SECOND for n in (3, 4, 5)]
+
+
 CATS = """\
 ---
 title: Many cats

@@ -237,14 +237,18 @@ class Correlator:
     def __init__(self, correlations: Iterable[Correlation] = ()) -> None:
         self._counts: Counter[str] = Counter()
         self._states: list[_State] = []
+        self._correlations: Iterable[Correlation] | None = None
         self.reload(correlations)
 
     def reload(self, correlations: Iterable[Correlation]) -> None:
         """
-        Count for these *correlations* from now on.
+        Count for these *correlations* from now on; costs nothing if they are the ones it has.
 
         What was counted of those that are still the same is kept, that of the others forgotten; the account goes on.
         """
+        if correlations is self._correlations:
+            return
+        self._correlations = correlations
         known = {state.correlation: state for state in self._states}
         states: list[_State] = []
         fed: dict[str, list[tuple[_State, int]]] = defaultdict(list)
