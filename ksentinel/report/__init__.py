@@ -74,7 +74,8 @@ _SUMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 _LOSSES = (
     "dropped",
-    "evicted",
+    "groups_evicted",
+    "matches_evicted",
     "missed",
     "missing",
     "malformed",
