@@ -25,7 +25,11 @@ def list_rules(rules: RulePaths = None, json: Json = False) -> None:
 
     ruleset = load_rules(rules)
     if not json:
-        rules_table(ruleset.rules)
+        rules_table(ruleset.rules, ruleset.silenced)
         return
     for rule in ruleset.rules:
-        print_json(asdict(rule) | {"level": str(rule.level), "techniques": list(rule.techniques)})
+        print_json(
+            asdict(rule)
+            | {"level": str(rule.level), "techniques": list(rule.techniques)}
+            | {"silenced": rule.id in ruleset.silenced}
+        )

@@ -258,6 +258,14 @@ def resolve(
     return list(resolver.done.values()), errors
 
 
+def silenced(correlations: Iterable[Correlation]) -> frozenset[str]:
+    """Return the ids of the rules that no longer match by themselves: none that speaks of them says otherwise."""
+    by_generate: dict[bool, set[str]] = {False: set(), True: set()}
+    for correlation in correlations:
+        by_generate[correlation.generate].update(base.rule.id for base in correlation.bases)
+    return frozenset(by_generate[False] - by_generate[True])
+
+
 class _Resolver:
     def __init__(self, drafts: Iterable[Draft], compiled: Iterable[Compiled]) -> None:
         self.drafts = list(drafts)

@@ -13,12 +13,12 @@ values, nor make it forget without a trace.
 
 from bisect import bisect_left, insort
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ksentinel.event import Event
 from ksentinel.rules import Clause, Match
-from ksentinel.rules.correlation import MAX_COUNT, MAX_RULES, Correlation
+from ksentinel.rules.correlation import MAX_COUNT, MAX_RULES, Correlation, silenced
 
 MAX_GROUPS = 10_000
 """Groups kept of one correlation."""
@@ -234,13 +234,13 @@ class Correlator:
         Each after those that it speaks of, as `correlation.resolve` has them.
     """
 
-    def __init__(self, correlations: Iterable[Correlation] = ()) -> None:
+    def __init__(self, correlations: Sequence[Correlation] = ()) -> None:
         self._counts: Counter[str] = Counter()
         self._states: list[_State] = []
-        self._correlations: Iterable[Correlation] | None = None
+        self._correlations: Sequence[Correlation] | None = None
         self.reload(correlations)
 
-    def reload(self, correlations: Iterable[Correlation]) -> None:
+    def reload(self, correlations: Sequence[Correlation]) -> None:
         """
         Count for these *correlations* from now on; costs nothing if they are the ones it has.
 
@@ -252,8 +252,6 @@ class Correlator:
         known = {state.correlation: state for state in self._states}
         states: list[_State] = []
         fed: dict[str, list[tuple[_State, int]]] = defaultdict(list)
-        silent: set[str] = set()
-        loud: set[str] = set()
         for correlation in correlations:
             state = _State(correlation, self._counts)
             former = known.get(correlation)
@@ -262,10 +260,9 @@ class Correlator:
             states.append(state)
             for place, base in enumerate(correlation.bases):
                 fed[base.rule.id].append((state, place))
-                (loud if correlation.generate else silent).add(base.rule.id)
         self._states = states
         self._fed = dict(fed)
-        self._silent = silent - loud
+        self._silent = silenced(correlations)
         self._waiting = [state for state in states if not state.at_once]
 
     def take(self, event: Event, matches: Iterable[Match]) -> Iterator[Match]:

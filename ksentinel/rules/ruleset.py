@@ -10,7 +10,7 @@ from typing import Self
 from ksentinel.errors import Location, RuleError
 from ksentinel.event import Event, ExecEvent, SyscallEvent
 from ksentinel.rules import Match, Rule
-from ksentinel.rules.correlation import Correlation, Draft, resolve
+from ksentinel.rules.correlation import Correlation, Draft, resolve, silenced
 from ksentinel.rules.correlation import read as read_correlation
 from ksentinel.rules.document import Map, check_trust, parse_all, read
 from ksentinel.rules.fields import ROOT, Source, Users, View, sources
@@ -69,6 +69,11 @@ class RuleSet:
         """The rules, and then the correlations."""
         rules = [one.rule for one in self._compiled]
         return (*rules, *(correlation.rule for correlation in self.correlations))
+
+    @property
+    def silenced(self) -> frozenset[str]:
+        """The ids of those that only feed correlations."""
+        return silenced(self.correlations)
 
     @classmethod
     def load(

@@ -7,7 +7,7 @@ import pytest
 
 from ksentinel.codec import event_from_plain
 from ksentinel.errors import RuleError
-from ksentinel.rules.correlation import Condition, read, resolve
+from ksentinel.rules.correlation import Condition, read, resolve, silenced
 from ksentinel.rules.document import parse, parse_all
 from ksentinel.rules.fields import View, sources
 from ksentinel.rules.sigma import compile_document
@@ -202,6 +202,19 @@ def test_not_silenced():
 
     assert "'run' asks for deny, and would no longer match by itself (say generate: true)" in error
     assert resolved(asking, MANY + "  generate: true\n")[1] == []
+
+
+def test_silenced():
+    """One that says so is enough for a rule to be told."""
+    loud = MANY.replace("33333333", "44444444").replace("name: much", "name: more") + "  generate: true\n"
+    quiet = MANY.replace("[run]", "[run, write]")
+
+    assert silenced(resolved(RULE, WRITE, quiet)[0]) == {
+        "11111111-1111-4111-8111-111111111111",
+        "22222222-2222-4222-8222-222222222222",
+    }
+    assert silenced(resolved(RULE, WRITE, quiet, loud)[0]) == {"22222222-2222-4222-8222-222222222222"}
+    assert silenced(resolved(RULE, loud)[0]) == frozenset()
 
 
 def test_group_of_a_correlation():

@@ -194,6 +194,7 @@ def test_several_documents(tmp_path):
         ("correlation", "b.yml"),
     ]
     assert len(rules) == 3
+    assert rules.silenced == {rules.rules[0].id}
     assert [one.bases[0].rule.name for one in rules.correlations] == ["reading", "reading"]
 
 
