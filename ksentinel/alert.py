@@ -160,17 +160,8 @@ def _match(match: Match) -> dict[str, Any]:
             "file": rule.file,
             "false_positives": list(rule.false_positives),
         },
-        "clauses": [
-            {
-                "selection": clause.selection,
-                "field": clause.field,
-                "test": clause.test,
-                "value": clause.value,
-                "span": None if clause.span is None else list(clause.span),
-                "negated": clause.negated,
-            }
-            for clause in match.clauses
-        ],
+        "clauses": _clauses(match),
+        **({"parts": [_part(part) for part in match.parts]} if match.parts else {}),
         "event": event_to_plain(match.event),
         **({} if match.exception is None else {"exception": _exception(match.exception)}),
     }
@@ -183,6 +174,32 @@ def _exception(exception: Exemption) -> dict[str, Any]:
         "reason": exception.reason,
         "expires": when(exception.expires_ns),
     }
+
+
+def _part(part: Match) -> dict[str, Any]:
+    """Return a match that a correlation is made of, in a few words: what decided, and whose it is."""
+    process = part.event.process
+    return {
+        "rule": {"id": part.rule.id, "title": part.rule.title, "level": str(part.rule.level)},
+        "time": when(part.event.time_ns),
+        "time_ns": part.event.time_ns,
+        "process": {"pid": process.key.pid, "exe": process.exe, "argv": list(process.argv)},
+        "clauses": _clauses(part),
+    }
+
+
+def _clauses(match: Match) -> list[dict[str, Any]]:
+    return [
+        {
+            "selection": clause.selection,
+            "field": clause.field,
+            "test": clause.test,
+            "value": clause.value,
+            "span": None if clause.span is None else list(clause.span),
+            "negated": clause.negated,
+        }
+        for clause in match.clauses
+    ]
 
 
 def _anomaly(anomaly: Anomaly, arch: str) -> dict[str, Any]:

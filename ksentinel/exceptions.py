@@ -97,6 +97,10 @@ class Exceptions:
                 return replace(match, exception=one.exemption)
         return match
 
+    def carry(self, before: "Exceptions") -> None:
+        """Go on counting where those that were in force *before* stopped."""
+        self._matches += before.account()["matches_excepted"]
+
     def expire(self, now_ns: int) -> Iterator[Exemption]:
         """Yield each exception that has ended by *now_ns*, once."""
         while self._expired < len(self._ends) and self._ends[self._expired][0] <= now_ns:

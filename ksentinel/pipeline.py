@@ -4,6 +4,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from ksentinel.alert import Alert
 from ksentinel.detectors import Anomaly
@@ -14,11 +15,31 @@ from ksentinel.flight import Flight
 from ksentinel.incident import Incidents
 from ksentinel.level import Level
 from ksentinel.noise import Fate, Noise
+from ksentinel.policy import Policy
+from ksentinel.rules.correlator import Correlator
 from ksentinel.rules.ruleset import RuleSet
 from ksentinel.sources import Item, Stream
 from ksentinel.window import Window
 
 Explain = Callable[[Alert], Alert]
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """
+    What an operator loads, and may replace while the walk goes on: all of it together.
+
+    Attributes
+    ----------
+    exceptions
+        Mark matches that are expected.
+    policy
+        What rules and model are worth together; None: the incidents keep theirs.
+    """
+
+    rules: RuleSet
+    exceptions: Exceptions = field(default_factory=Exceptions)
+    policy: Policy | None = None
 
 
 class Pipeline:
@@ -27,8 +48,8 @@ class Pipeline:
 
     Parameters
     ----------
-    rules
-        May be replaced at any time, by any thread: the next batch asks the new ones.
+    rules, exceptions
+        What is in force at first.
     model
         None: rules alone; windows are counted as ``windows_unscored``.
     explain
@@ -39,12 +60,15 @@ class Pipeline:
         Is handed every item and every alert, to keep what came before and after.
     noise
         Says which alerts are suppressed, or marked as muted; None: all are told.
-    exceptions
-        Marks matches that are expected.
     tell
         Is told when an exception has ended.
     clock
         Nanoseconds since the epoch, to see an exception end while nothing happens; None: time is that of the events.
+
+    Attributes
+    ----------
+    in_force
+        May be replaced at any time, by any thread: no batch is judged by two sets, the next one by the new set.
     """
 
     def __init__(
@@ -61,19 +85,26 @@ class Pipeline:
         tell: Callable[[str], None] | None = None,
         clock: Callable[[], int] | None = None,
     ) -> None:
-        self.rules = rules
+        self.in_force = InForce(rules, exceptions or Exceptions())
+        self._used = self.in_force
+        self._silenced = rules.silenced
+        self.correlator = Correlator(rules.correlations)
         self.model = model
         self.incidents = incidents
         self.explain = explain
         self.watch = watch
         self.flight = flight
         self.noise = noise
-        self.exceptions = exceptions or Exceptions()
         self.tell = tell
         self.clock = clock
         self.counts: Counter[str] = Counter()
         # What adds up is counted at once: another thread may ask for the account at any time.
         self._counting = threading.Lock()
+
+    @property
+    def rules(self) -> RuleSet:
+        """The rules in force."""
+        return self.in_force.rules
 
     def walk(self, stream: Stream) -> Iterator[Alert]:
         """
@@ -85,10 +116,10 @@ class Pipeline:
         lost = stream.lost()
         self._expire([])
         for batch in stream:
+            self._take_up()
             self._expire(batch)
             now_lost = stream.lost()
             lossy = now_lost > lost
-            rules = self.rules  # another thread may replace them: one set a batch
             lost = now_lost
             anomalies = iter(self._assess(batch))
             for item in batch:
@@ -104,7 +135,7 @@ class Pipeline:
                     if anomaly.level is not Level.NONE:
                         yield from self._tell(self.incidents.anomaly(anomaly, lossy=lossy))
                 else:
-                    yield from self._tell(self._match(item, rules, lossy=lossy))
+                    yield from self._tell(self._match(item, lossy=lossy))
             if self.flight is not None:
                 self.flight.flush()
             if self.noise is not None:
@@ -143,7 +174,8 @@ class Pipeline:
         flight = {} if self.flight is None else self.flight.account()
         noise = {} if self.noise is None else self.noise.account()
         with self._counting:
-            return {name: self.counts[name] for name in names} | self.exceptions.account() | noise | flight
+            counted = {name: self.counts[name] for name in names}
+        return counted | self.correlator.account() | self._used.exceptions.account() | noise | flight
 
     def _assess(self, batch: list[Item]) -> list[Anomaly | None]:
         """Return what the model says of each window of *batch*, None where it has no say."""
@@ -162,10 +194,31 @@ class Pipeline:
         assessed = iter(self.model.assess(fitting))
         return [next(assessed) if window.origin == self.model.origin else None for window in windows]
 
-    def _match(self, event: Event, rules: RuleSet, *, lossy: bool) -> Iterator[Alert]:
-        for match in rules.match(event):
+    def _take_up(self) -> None:
+        """Use what is in force now."""
+        before, self._used = self._used, self.in_force
+        if self._used is before:
+            return
+        self._silenced = self._used.rules.silenced
+        self.correlator.reload(self._used.rules.correlations)
+        if self._used.exceptions is not before.exceptions:
+            self._used.exceptions.carry(before.exceptions)
+        if self._used.policy is not None:
+            self.incidents.policy = self._used.policy
+
+    def _match(self, event: Event, *, lossy: bool) -> Iterator[Alert]:
+        marked = [self._used.exceptions.mark(match) for match in self._used.rules.match(event)]
+        # What is expected is no part of a correlation, and told for itself only if its rule is.
+        expected = [match for match in marked if match.exception and match.rule.id not in self._silenced]
+        standing = [match for match in marked if not match.exception]
+        # A correlation may be expected although its parts were not.
+        found = [
+            self._used.exceptions.mark(match) if match.parts else match
+            for match in self.correlator.take(event, standing)
+        ]
+        for match in (*expected, *found):
             self.counts["matches"] += 1
-            yield from self.incidents.match(self.exceptions.mark(match), lossy=lossy)
+            yield from self.incidents.match(match, lossy=lossy)
 
     def _expire(self, batch: list[Item]) -> None:
         """Say which exceptions have ended by now."""
@@ -173,7 +226,7 @@ class Pipeline:
             now_ns = self.clock()
         else:
             now_ns = max((i.last_ns if isinstance(i, Window) else i.time_ns for i in batch), default=0)
-        for exemption in self.exceptions.expire(now_ns):
+        for exemption in self._used.exceptions.expire(now_ns):
             if self.tell is not None:
                 self.tell(ended(exemption))
 

@@ -8,20 +8,27 @@ They are read and compiled beside the walk, which takes them up with its next ba
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any, Protocol, Self
 
 from ksentinel.alert import when
 from ksentinel.errors import KsentinelError
-from ksentinel.rules.ruleset import RuleSet
 from ksentinel.status import ReloadStatus
 from ksentinel.trail import Trail
 
 
-class Asking(Protocol):
-    """What asks rules: `pipeline.Pipeline`."""
+class Loaded(Protocol):
+    """What is loaded together: `pipeline.InForce`."""
 
-    rules: RuleSet
+    @property
+    def rules(self) -> Sized:
+        """The rules."""
+
+
+class Asking(Protocol):
+    """What uses it: `pipeline.Pipeline`."""
+
+    in_force: Any
 
 
 class Reloader:
@@ -31,9 +38,9 @@ class Reloader:
     Parameters
     ----------
     load
-        Returns the rules as they are now; raises KsentinelError.
+        Returns the rules, and what is loaded with them, as they are now; raises KsentinelError.
     walk
-        Whose rules are replaced.
+        Where they are replaced.
     trail
         Where a reload that a signal asked for is written down; one by the control socket is already.
     tell
@@ -51,7 +58,7 @@ class Reloader:
 
     def __init__(
         self,
-        load: Callable[[], RuleSet],
+        load: Callable[[], Loaded],
         walk: Asking,
         trail: Trail,
         *,
@@ -92,9 +99,9 @@ class Reloader:
             If one of them can't be loaded: then those in use stay.
         """
         with self._one_at_a_time:
-            before = len(self.walk.rules)
+            before = len(self.walk.in_force.rules)
             try:
-                rules = self.load()
+                loaded = self.load()
             except KsentinelError as error:
                 self.last = ReloadStatus(self.time_ns(), ok=False, rules=before, error=str(error))
                 self.tell(f"rules not reloaded, the {before} in use stay: {error}")
@@ -104,7 +111,8 @@ class Reloader:
                 self.last = ReloadStatus(self.time_ns(), ok=False, rules=before, error=what)
                 self.tell(f"rules not reloaded, the {before} in use stay: {what}; please report this")
                 raise
-            self.walk.rules = rules
+            self.walk.in_force = loaded
+            rules = loaded.rules
             self.loaded_ns = self.time_ns()
             self.last = ReloadStatus(self.loaded_ns, ok=True, rules=len(rules))
             self.tell(f"rules reloaded: {len(rules)}, before {before}")
@@ -119,7 +127,10 @@ class Reloader:
                 self._write(name, "begun")
             except KsentinelError as error:
                 self.last = ReloadStatus(
-                    self.time_ns(), ok=False, rules=len(self.walk.rules), error=f"audit trail: {error}"
+                    self.time_ns(),
+                    ok=False,
+                    rules=len(self.walk.in_force.rules),
+                    error=f"audit trail: {error}",
                 )
                 self.tell(f"rules not reloaded, the audit trail can't have it: {error}")
                 continue

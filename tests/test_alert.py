@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Alerts: what they say of themselves, and their JSON form."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import orjson
@@ -123,6 +124,21 @@ def test_plain():
         second["anomaly"]["window"]["syscalls"],
         second["anomaly"]["decided_by"],
     ) == (2, ["execve", "ptrace", "mount"], "ngram")
+
+
+def test_plain_parts():
+    """Of a correlation each part has its rule, time, process and clauses; other matches have none."""
+    part = match(CAT, at=1)
+    (evidence,) = alert([replace(match(), parts=(part,))]).to_plain()["evidence"]
+    (told,) = evidence["match"]["parts"]
+
+    assert (told["rule"], told["time"], told["process"]) == (
+        {"id": "web shell", "title": "Web shell", "level": "medium"},
+        "2023-11-14T22:13:21.000000+00:00",
+        {"pid": 12, "exe": "/bin/cat", "argv": ["/bin/cat"]},
+    )
+    assert told["clauses"][0]["value"] == "/bin/cat"
+    assert "parts" not in alert([part]).to_plain()["evidence"][0]["match"]
 
 
 @given(st.integers(-(1 << 70), 1 << 70))

@@ -908,6 +908,45 @@ def hostile(tmp_path_factory):
     return folder
 
 
+CORRELATED = """\
+title: Program run
+id: 8b3a4c52-1f0d-4a35-9c1e-2d6b7e8f9a02
+name: run
+logsource: {category: lineage}
+detection: {s: {Image|startswith: /}, condition: s}
+level: low
+---
+title: Several programs of one service
+id: 5d0f6c1e-93b8-4d55-8b0e-6a2f1c7d9e11
+level: high
+correlation:
+  type: value_count
+  rules: run
+  group-by: ServiceImage
+  timespan: 1h
+  condition: {field: Image, gte: 3}
+"""
+
+
+def test_correlation(run, tmp_path):
+    """Rules that only feed a correlation are listed as such; what it is made of is stored and explained."""
+    rules, store = tmp_path / "rules.yml", tmp_path / "alerts.db"
+    rules.write_text(CORRELATED)
+    rules.chmod(0o644)
+    listed = run("rules", "list", "--rules", rules)
+    plain = run("rules", "list", "--rules", rules, "--json").objects
+    replayed = run("replay", WEBSHELL, "--rules", rules, "--store", store)
+    alerts = run("alerts", "--store", store, "--json").objects
+    explained = run("explain", alerts[0]["id"], "--store", store).out
+
+    assert b"2 rules, 1 of them told only as parts of correlations" in listed.out
+    assert [rule["silenced"] for rule in plain] == [True, False]
+    assert b"correlation groups" in replayed.out
+    assert {alert["title"] for alert in alerts} == {"Several programs of one service"}
+    assert len(alerts[0]["evidence"][0]["match"]["parts"]) == 3
+    assert explained.count(b"  Program run: ") == 3
+
+
 def test_hostile_words(run, hostile, tmp_path, capsysbinary):
     """Nothing that moves the cursor, reorders text or looks like markup gets through; the words can still be read."""
     store = tmp_path / "alerts.db"

@@ -58,7 +58,7 @@ class Monitor:
         """Serve its control socket."""
         with (
             host.reloading(
-                lambda: self.pipeline.rules, self.pipeline, self.store, self.said.append
+                lambda: self.pipeline.in_force, self.pipeline, self.store, self.said.append
             ) as reloader,
             host.control(
                 Config(),

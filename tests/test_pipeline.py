@@ -23,7 +23,7 @@ from ksentinel.explain.explanation import Explainer
 from ksentinel.level import Level
 from ksentinel.mutes import Mute, Mutes
 from ksentinel.noise import Fate, Noise
-from ksentinel.pipeline import Pipeline
+from ksentinel.pipeline import InForce, Pipeline
 from ksentinel.recording import Reader, Writer
 from ksentinel.rules.fields import sources
 from ksentinel.rules.ruleset import EXAMPLE, RuleSet
@@ -157,6 +157,91 @@ def test_clock(rules, now, told):
 
     assert list(pipeline.walk(Batches())) == []
     assert told == len(said) == pipeline.account()["exceptions_expired"]
+
+
+def test_correlation(tmp_path):
+    """What matches come to is told at the last one's process, with all that made it; what is kept is accounted for."""
+    file = tmp_path / "cats.yml"
+    file.write_text(EXAMPLE + "name: reading\n" + CATS)
+    pipeline = Pipeline(RuleSet.load([file], trusted_uids=None), None, Incidents(), explain=Explainer(None))
+    other = child(OTHER_SHELL, 22, "/bin/cat")
+    (alert,) = pipeline.walk(Batches([cat(0)], [cat(1), cat(2, other)], [cat(3)]))
+
+    assert (alert.title, alert.process, alert.level) == ("Many cats", other, Level.MEDIUM)
+    assert [part.event.time_ns for part in alert.matches[0].parts] == [
+        START,
+        START + SECOND,
+        START + 2 * SECOND,
+    ]
+    assert "event_count" in alert.explanation["paragraph"]
+    assert pipeline.account()["matches"] == 1
+    assert pipeline.account()["correlation_matches_kept"] == 1
+
+
+def test_correlation_after_a_reload(tmp_path):
+    """Other rules are taken up with the next batch; what a correlation that is in both has counted goes on."""
+    file = tmp_path / "cats.yml"
+    file.write_text(EXAMPLE + "name: reading\n" + CATS)
+    pipeline = Pipeline(RuleSet(), None, Incidents())
+
+    def batches():
+        yield [cat(0), cat(1), cat(2)]
+        for seconds in (3, 4, 5):
+            pipeline.in_force = InForce(RuleSet.load([file], trusted_uids=None))
+            yield [cat(seconds)]
+
+    stream = Batches()
+    stream.batches = batches()
+    (alert,) = pipeline.walk(stream)
+
+    assert [part.event.time_ns for part in alert.matches[0].parts] == [START + n * SECOND for n in (3, 4, 5)]
+
+
+def test_correlation_of_what_is_expected(tmp_path):
+    """What an exception covers is no part of a correlation; of a rule that only feeds one it isn't told either, and counted."""
+    file = tmp_path / "cats.yml"
+    file.write_text(EXAMPLE + "name: reading\n" + CATS)
+    rules = RuleSet.load([file], trusted_uids=None)
+    text = (
+        "exceptions: [{id: cats, rules: [reading], where: {Image|endswith: /cat}, owner: ops, reason: so, "
+        "expires: 2199-01-01}]"
+    )
+    expected = parse_exceptions(text, "exceptions.yml", rules.rules)
+    pipeline = Pipeline(rules, None, Incidents(), exceptions=expected)
+
+    assert list(pipeline.walk(Batches([cat(n) for n in range(5)]))) == []
+    assert pipeline.account()["matches_excepted"] == 5
+    assert len(list(Pipeline(rules, None, Incidents()).walk(Batches([cat(n) for n in range(5)])))) == 1
+
+
+def test_exceptions_replaced(rules):
+    """With other rules come other exceptions; what the ones from before have covered stays counted."""
+    text = "exceptions: [{id: all, rules: '*', where: {Image|exists: true}, owner: ops, reason: so, expires: 2199-01-01}]"
+    pipeline = Pipeline(
+        rules, None, Incidents(), exceptions=parse_exceptions(text, "exceptions.yml", rules.rules)
+    )
+
+    def batches():
+        yield [cat(0)]
+        pipeline.in_force = InForce(rules)
+        yield [cat(1)]
+
+    stream = Batches()
+    stream.batches = batches()
+    levels = [alert.level for alert in pipeline.walk(stream)]
+
+    assert levels[0] is Level.INFORMATIONAL
+    assert levels[-1] > Level.INFORMATIONAL
+    assert pipeline.account()["matches_excepted"] == 1
+
+
+CATS = """\
+---
+title: Many cats
+id: 9b3c1a52-6b4e-4c27-9a3a-6d3a5f0b7c11
+level: medium
+correlation: {type: event_count, rules: reading, timespan: 1m, condition: {gte: 3}}
+"""
 
 
 def test_account_from_another_thread(rules):
@@ -374,7 +459,7 @@ def test_rules_replaced(rules):
     class Replaced(Watched):
         pass
 
-    walk.rules = Watched()
+    walk.in_force = InForce(Watched())
 
     def batches():
         yield [cat(0), cat(1)]
@@ -388,7 +473,7 @@ def test_rules_replaced(rules):
 
     def replacing(event, *arguments, **options):
         yield from original(event, *arguments, **options)
-        walk.rules = Replaced()
+        walk.in_force = InForce(Replaced())
 
     walk._match = replacing
     list(walk.walk(Stream()))

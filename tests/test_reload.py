@@ -11,7 +11,7 @@ from ksentinel.errors import Location, RuleError
 from ksentinel.reload import Reloader
 from ksentinel.trail import Trail
 
-OLD, NEW = ["old"], ["new", "newer"]
+OLD, NEW = SimpleNamespace(rules=["old"]), SimpleNamespace(rules=["new", "newer"])
 WRONG = RuleError("no level", Location("x.yml", 1, 1), "say one")
 
 
@@ -21,7 +21,7 @@ class Scene:
     def __init__(self, folder, answers):
         self.file = folder / "changes.jsonl"
         self.said = []
-        self.walk = SimpleNamespace(rules=OLD)
+        self.walk = SimpleNamespace(in_force=OLD)
         answers = iter(answers)
 
         def load():
@@ -46,7 +46,7 @@ def test_good(tmp_path):
     before = scene.reloader.loaded_ns
     outcome = scene.reloader.reload()
 
-    assert scene.walk.rules is NEW
+    assert scene.walk.in_force is NEW
     assert (outcome.ok, outcome.rules, outcome.error) == (True, 2, "")
     assert scene.reloader.last == outcome
     assert before < scene.reloader.loaded_ns == outcome.time_ns
@@ -63,7 +63,7 @@ def test_bad(tmp_path, error, said):
     with pytest.raises(type(error)):
         scene.reloader.reload()
 
-    assert scene.walk.rules is OLD
+    assert scene.walk.in_force is OLD
     assert scene.reloader.loaded_ns == since
     assert (scene.reloader.last.ok, scene.reloader.last.rules, scene.reloader.last.error) == (False, 1, said)
     assert said in scene.said[0]
@@ -79,7 +79,7 @@ def test_signals(tmp_path):
     about = {"uid": None, "pid": None, "request": "reload", "signal": "SIGHUP"}
     outcomes = ["begun", str(WRONG), "begun", "odd", "begun", "done"]
 
-    assert scene.walk.rules is NEW
+    assert scene.walk.in_force is NEW
     assert scene.written() == [about | {"outcome": outcome} for outcome in outcomes]
 
 
@@ -90,6 +90,6 @@ def test_no_trail_no_reload(tmp_path):
     with scene.reloader as reloader:
         reloader.signal("SIGHUP")
 
-    assert scene.walk.rules is OLD
+    assert scene.walk.in_force is OLD
     assert not scene.reloader.last.ok
     assert scene.said[0].startswith("rules not reloaded, the audit trail can't have it: ")

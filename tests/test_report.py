@@ -260,6 +260,42 @@ def test_explanation_of_a_rule(shown):
     ]
 
 
+def test_explanation_of_a_correlation(shown):
+    """What it is made of: when, which rule, whose process, and the clause that decided; nothing escapes."""
+    counted = {
+        "selection": "much",
+        "field": "event_count",
+        "test": ">= 2 within 5m",
+        "value": "2",
+        "span": None,
+        "negated": False,
+    }
+    part = {
+        "rule": {"id": "1", "title": "Read", "level": "low"},
+        "time": "2026-11-23T07:20:17.500000+00:00",
+        "time_ns": OPENED,
+        "process": {"pid": 7, "exe": "/bin/cat", "argv": ["cat", "a\x1b[2J"]},
+        "clauses": [
+            counted | {"negated": True},
+            counted | {"field": "path", "test": "is '/a'", "value": "/a"},
+        ],
+    }
+    match = {
+        "rule": {"title": "Much is read", "level": "high", "file": "rules/a.yml"},
+        "clauses": [counted],
+        "parts": [part],
+        "event": {"process": process()},
+    }
+
+    assert shown(report.explanation, alert(evidence=[{"count": 1, "match": match}]))[-5:] == [
+        "  on 7 /usr/bin/python3",
+        "    much: event_count >= 2 within 5m  ← 2",
+        "  made of",
+        "    02:13:20.000  Read: 7 cat a\\x1b[2J",
+        "        much: path is '/a'  ← /a",
+    ]
+
+
 SECOND = 1_000_000_000
 OPENED = 1_795_400_000 * SECOND
 

@@ -26,7 +26,7 @@ from ksentinel.commands.options import (
     read_config,
 )
 from ksentinel.commands.output import print_json, tell
-from ksentinel.commands.walk import build_pipeline, finish, load_rules, outlet_of, rule_paths
+from ksentinel.commands.walk import build_pipeline, finish, load_in_force, outlet_of
 from ksentinel.config import Config
 from ksentinel.errors import UsageError
 
@@ -75,7 +75,7 @@ def monitor(
         if model is not None:
             contents = stack.enter_context(host.contents(manifest, pipeline.model, tell))
         reloader = stack.enter_context(
-            host.reloading(lambda: load_rules(rule_paths(settings, rules)), pipeline, kept, tell)
+            host.reloading(lambda: load_in_force(settings, rules), pipeline, kept, tell)
         )
         stop = stack.enter_context(host.stopping(seconds, reloader.signal))
         stream = stack.enter_context(

@@ -32,10 +32,14 @@ def list_rules(rules: RulePaths = None, guard: Guard = False, json: Json = False
         _list_guards(ruleset.compiled, json=json)
         return
     if not json:
-        rules_table(ruleset.rules)
+        rules_table(ruleset.rules, ruleset.silenced)
         return
     for rule in ruleset.rules:
-        print_json(asdict(rule) | {"level": str(rule.level), "techniques": list(rule.techniques)})
+        print_json(
+            asdict(rule)
+            | {"level": str(rule.level), "techniques": list(rule.techniques)}
+            | {"silenced": rule.id in ruleset.silenced}
+        )
 
 
 def _list_guards(rules: "Sequence[Compiled]", *, json: bool) -> None:

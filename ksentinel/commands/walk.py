@@ -63,6 +63,14 @@ def load_exceptions(settings: Config, ruleset: Any) -> Any:
     return exceptions.load(Path(named), ruleset.rules, trusted_uids=trusted, users=user_names())
 
 
+def load_in_force(settings: Config, rules: list[Path] | None) -> Any:
+    """Return the rules, the policy and the exceptions as their files are now; raises RuleError."""
+    from ksentinel.pipeline import InForce
+
+    ruleset = load_rules(rule_paths(settings, rules))
+    return InForce(ruleset, load_exceptions(settings, ruleset), load_policy(settings))
+
+
 def build_pipeline(
     settings: Config,
     rules: list[Path] | None,
@@ -87,7 +95,7 @@ def build_pipeline(
     from ksentinel.noise import Noise
     from ksentinel.pipeline import Pipeline
 
-    ruleset = load_rules(rule_paths(settings, rules))
+    in_force = load_in_force(settings, rules)
     model = None
     if folder is not None:
         from ksentinel.detectors import artifact
@@ -95,19 +103,19 @@ def build_pipeline(
         model = artifact.load(folder, arch=arch, uid=host.user())
     times = settings.incident
     incidents = Incidents(
-        load_policy(settings),
+        in_force.policy,
         within_ns=int(times.agree_seconds * SECOND),
         quiet_ns=int(times.quiet_seconds * SECOND),
         fold_ns=int(times.fold_seconds * SECOND),
         arch=arch,
     )
     return Pipeline(
-        ruleset,
+        in_force.rules,
         model,
         incidents,
         explain=Explainer(model),
         noise=Noise(settings.noise, mutes, tell=tell),
-        exceptions=load_exceptions(settings, ruleset),
+        exceptions=in_force.exceptions,
         tell=tell,
         clock=clock,
     )

@@ -89,6 +89,8 @@ _SUMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 )
 _LOSSES = (
     "dropped",
+    "groups_evicted",
+    "matches_evicted",
     "missed",
     "missing",
     "malformed",
@@ -636,11 +638,24 @@ def _rule(out: Console, evidence: Mapping[str, Any]) -> None:
     if process:
         _cut(out, plain(f"  on {process.get('pid')} {_command(process)}", 1000))
     for clause in match["clauses"]:
-        value = Text("-") if clause["value"] is None else _span(clause["value"], clause["span"])
-        style = "dim" if clause["negated"] else ""
-        selection = f"not {clause['selection']}" if clause["negated"] else clause["selection"]
-        text = plain(f"{selection}: {clause['field']} {clause['test']}  ← ", 300, style)
-        _hang(out, text + value, 6, first=4)
+        _hang(out, _clause(clause), 6, first=4)
+    parts = match.get("parts", ())
+    if parts:
+        out.print("  made of")
+    for part in parts:
+        who = part["process"]
+        line = f"{_clock(part['time_ns'])}  {part['rule']['title']}: {who['pid']} {_command(who)}"
+        _cut(out, plain(f"    {line}", 1000))
+        decisive = [clause for clause in part["clauses"] if not clause["negated"]] or part["clauses"]
+        for clause in decisive[:1]:
+            _hang(out, _clause(clause), 10, first=8)
+
+
+def _clause(clause: Mapping[str, Any]) -> Text:
+    value = Text("-") if clause["value"] is None else _span(clause["value"], clause["span"])
+    style = "dim" if clause["negated"] else ""
+    selection = f"not {clause['selection']}" if clause["negated"] else clause["selection"]
+    return plain(f"{selection}: {clause['field']} {clause['test']}  ← ", 300, style) + value
 
 
 def _span(value: str, span: Sequence[int] | None) -> Text:

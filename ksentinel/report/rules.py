@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules, as people are shown them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich.table import Table
 
@@ -20,8 +20,8 @@ _LONGEST = 400
 _MOST_NAMES = 20
 
 
-def rules_table(rules: Sequence[Rule]) -> None:
-    """Print one row a rule, in the order in which they are asked."""
+def rules_table(rules: Sequence[Rule], silenced: Collection[str] = ()) -> None:
+    """Print one row a rule, in the order in which they are asked, and how many of them (their ids) are silenced."""
     out = report.console()
     table = Table("Level", "Rule", "Log source", "Techniques", "File", box=None, pad_edge=False)
     for rule in rules:
@@ -33,7 +33,8 @@ def rules_table(rules: Sequence[Rule]) -> None:
             report.plain(rule.file),
         )
     out.print(table)
-    out.print(f"{len(rules)} rules")
+    quiet = f", {len(silenced)} of them told only as parts of correlations" if silenced else ""
+    out.print(f"{len(rules)} rules{quiet}")
 
 
 def checked_lines(checked: Checked) -> None:

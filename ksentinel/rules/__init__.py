@@ -7,7 +7,7 @@ A `RuleSet` turns an event into `Match` es. A match says which clauses were deci
 
 from dataclasses import dataclass
 
-from ksentinel.event import Event
+from ksentinel.event import Event, Record
 from ksentinel.level import Level
 
 ACTIONS = ("deny", "kill", "quarantine")
@@ -113,6 +113,8 @@ class Match:
     ----------
     parts
         Of a correlation, the matches that it is made of, the oldest first; *event* is the last one's.
+    record
+        Of a rule for audit, the record of *event* that it fired on.
     exception
         What excepts it; None if nothing does.
     """
@@ -121,6 +123,7 @@ class Match:
     event: Event
     clauses: tuple[Clause, ...]
     parts: tuple["Match", ...] = ()
+    record: Record | None = None
     exception: Exemption | None = None
 
     @property

@@ -21,6 +21,8 @@ from ksentinel.errors import Location, RuleError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+MAX_DOCUMENTS = 1000
+"""How many documents a file may hold."""
 
 # libyaml's parser where PyYAML was built with it (20 times as fast), else its own.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -133,17 +135,37 @@ def parse(text: str, file: str | Path) -> Node:
     Raises
     ------
     RuleError
-        If it isn't YAML, or holds none or several documents, duplicate keys, keys that are no text, aliases,
-        anchors, tags, or more than 32 levels.
+        If it holds several, or for what `parse_all` refuses.
 
     Examples
     --------
     >>> parse("level: high", "x.yml").get("level").at.line
     1
     """
+    first, *rest = parse_all(text, file)
+    if rest:
+        raise RuleError("a second document", rest[0].at, "one document here")
+    return first
+
+
+def parse_all(text: str, file: str | Path) -> tuple[Node, ...]:
+    r"""
+    Return the documents that *text* holds, at least one; ``---`` stands between them.
+
+    Raises
+    ------
+    RuleError
+        If it isn't YAML, or holds no document, more than a thousand, duplicate keys, keys that are no text, aliases,
+        anchors, tags, or more than 32 levels.
+
+    Examples
+    --------
+    >>> [document.at.line for document in parse_all("level: high\n---\nlevel: low", "x.yml")]
+    [1, 3]
+    """
     try:
         # PyYAML refuses some control characters when it is constructed already.
-        return _Builder(file, iter(yaml.parse(text, Loader=_LOADER))).document()
+        return tuple(_Builder(file, iter(yaml.parse(text, Loader=_LOADER))).documents())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = Location(file) if mark is None else Location(file, mark.line + 1, mark.column + 1)
@@ -175,17 +197,16 @@ class _Builder:
         self.file = file
         self.events = events
 
-    def document(self) -> Node:
-        node: Node | None = None
+    def documents(self) -> Iterator[Node]:
+        count = 0
         for event in self.events:
             if isinstance(event, yaml.DocumentStartEvent):
-                if node is not None:
-                    raise RuleError("a second document: one rule a file", self.at(event))
-                first = next(self.events)
-                node = self.node(first, 0)
-        if node is None:
+                count += 1
+                if count > MAX_DOCUMENTS:
+                    raise RuleError(f"more than {MAX_DOCUMENTS} documents", self.at(event), "split the file")
+                yield self.node(next(self.events), 0)
+        if not count:
             raise RuleError("an empty file", Location(self.file))
-        return node
 
     def at(self, event: Any) -> Location:
         mark = event.start_mark

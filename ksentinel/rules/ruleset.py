@@ -13,10 +13,12 @@ from ksentinel.event import Event, ExecEvent, SyscallEvent
 from ksentinel.rules import Match, Rule
 from ksentinel.rules.cache import Cache
 from ksentinel.rules.condition import leaves
-from ksentinel.rules.document import check_trust, read
+from ksentinel.rules.correlation import Correlation, Draft, resolve, silenced
+from ksentinel.rules.correlation import read as read_correlation
+from ksentinel.rules.document import Map, check_trust, parse_all, read
 from ksentinel.rules.fields import ROOT, Source, Users, View, sources
 from ksentinel.rules.index import Index
-from ksentinel.rules.sigma import Compiled, compile_rule
+from ksentinel.rules.sigma import Compiled, compile_document
 
 SUFFIXES = (".yml", ".yaml")
 SETTINGS = frozenset({"policy.yml", "exceptions.yml"})
@@ -37,10 +39,13 @@ class RuleSet:
     ----------
     compiled
         The rules, in the order in which they are asked.
+    correlations
+        Rules about these rules, which a `Correlator` counts.
 
     Examples
     --------
     >>> from ksentinel.codec import event_from_plain
+    >>> from ksentinel.rules.sigma import compile_rule
     >>> rules = RuleSet([compile_rule(EXAMPLE, "cat.yml", sources())])
     >>> (match,) = rules.match(event_from_plain({"event": "exec", "process": {"exe": "/bin/cat"}}))
     >>> clause = match.clauses[0]
@@ -48,8 +53,9 @@ class RuleSet:
     ('Image', "endswith '/cat'", '/bin/cat', (4, 8))
     """
 
-    def __init__(self, compiled: Iterable[Compiled] = ()) -> None:
+    def __init__(self, compiled: Iterable[Compiled] = (), correlations: Iterable[Correlation] = ()) -> None:
         self._compiled = tuple(compiled)
+        self.correlations = tuple(correlations)
         execs: list[int] = []
         calls = _Groups()
         records = _Groups()
@@ -69,7 +75,7 @@ class RuleSet:
         self._any_record = self._records.pop("", ())
 
     def __len__(self) -> int:
-        return len(self._compiled)
+        return len(self._compiled) + len(self.correlations)
 
     @property
     def always_asked(self) -> int:
@@ -96,13 +102,19 @@ class RuleSet:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """The rules."""
-        return tuple(one.rule for one in self._compiled)
+        """The rules, and then the correlations."""
+        rules = [one.rule for one in self._compiled]
+        return (*rules, *(correlation.rule for correlation in self.correlations))
 
     @property
     def compiled(self) -> tuple[Compiled, ...]:
-        """The rules with their conditions, in the same order."""
+        """The rules with their conditions, in the same order; correlations have none."""
         return self._compiled
+
+    @property
+    def silenced(self) -> frozenset[str]:
+        """The ids of those that only feed correlations."""
+        return silenced(self.correlations)
 
     @classmethod
     def load(
@@ -153,6 +165,7 @@ class RuleSet:
         """Load what can be loaded, and return with it what is wrong with the rest; parameters as for `load`."""
         table = sources(users)
         compiled: dict[str, Compiled] = {}
+        drafts: dict[str, Draft] = {}
         errors: list[RuleError] = []
         if cache is not None:
             cache.open(table)
@@ -166,17 +179,25 @@ class RuleSet:
                 errors.append(RuleError(f"more than {limit}: the rest is not loaded", Location(found)))
                 break
             try:
-                one = _compile(read(found, trusted_uids=trusted_uids), found, table, cache)
-                first = compiled.get(one.rule.id)
-                if first is not None:
-                    raise RuleError(f"id {one.rule.id} is taken by {first.at}", one.at)  # noqa: TRY301
-                compiled[one.rule.id] = one
-                patterns += leaves(one.tree)
+                text = read(found, trusted_uids=trusted_uids)
+                for one in _documents(text, found, table, cache):
+                    if isinstance(one, RuleError):
+                        errors.append(one)
+                        continue
+                    first = compiled.get(one.rule.id) or drafts.get(one.rule.id)
+                    if first is not None:
+                        errors.append(RuleError(f"id {one.rule.id} is taken by {first.at}", one.at))
+                    elif isinstance(one, Draft):
+                        drafts[one.rule.id] = one
+                    else:
+                        compiled[one.rule.id] = one
+                        patterns += leaves(one.tree)
             except RuleError as error:
                 errors.append(error)
         if cache is not None:
             cache.close()
-        return cls(compiled.values()), errors
+        correlations, unresolved = resolve(drafts.values(), compiled.values())
+        return cls(compiled.values(), correlations), errors + unresolved
 
     def match(self, event: Event) -> tuple[Match, ...]:
         """Return the rules that fire on *event*, each with its decisive clauses."""
@@ -210,14 +231,31 @@ class RuleSet:
                     fired[position] = one.match(view.event, view)
 
 
-def _compile(text: str, file: Path, table: dict[str, Source], cache: Cache | None) -> Compiled:
+def _documents(
+    text: str, file: Path, table: dict[str, Source], cache: Cache | None
+) -> Iterator[Compiled | Draft | RuleError]:
+    """Yield what each document of a file is, or what is wrong with it; what is kept is files of one rule alone."""
     known = None if cache is None else cache.get(text, file)
     if known is not None:
-        return known
-    compiled = compile_rule(text, file, table)
-    if cache is not None:
-        cache.put(text, compiled)
-    return compiled
+        yield known
+        return
+    roots = parse_all(text, file)
+    for root in roots:
+        try:
+            if (
+                isinstance(root, Map)
+                and root.get("correlation") is not None
+                and root.get("detection") is None
+            ):
+                yield read_correlation(root, file)
+                continue
+            one = compile_document(root, file, table)
+        except RuleError as error:
+            yield error
+            continue
+        if cache is not None and len(roots) == 1:
+            cache.put(text, one)
+        yield one
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Sigma: one rule file becomes one compiled rule, or an error that names line and column.
+Sigma: a rule's document becomes a compiled rule, or an error that names line and column.
 
-What is read is the Sigma 2.0 rule format; what isn't supported (correlations, aggregations, some modifiers, fields
-without a source) is refused by name. A rule that loads can fire.
+What is read is the Sigma 2.0 rule format; what isn't supported (aggregations, some modifiers, fields without a source)
+is refused by name. A rule that loads can fire. Correlations are another kind of document: `rules.correlation`.
 """
 
 from collections.abc import Callable, Collection
@@ -78,7 +78,7 @@ class Compiled:
 
     def match(self, event: Event, view: View) -> Match:
         """Return the match, with its decisive clauses; only if *test* has held for that view."""
-        return Match(self.rule, event, trace(self.tree, view))
+        return Match(self.rule, event, trace(self.tree, view), record=view.record)
 
 
 def compile_rule(text: str, file: str | Path, table: dict[str, Source]) -> Compiled:
@@ -101,10 +101,36 @@ def compile_rule(text: str, file: str | Path, table: dict[str, Source]) -> Compi
 
 
 def compile_document(root: Node, file: str | Path, table: dict[str, Source]) -> Compiled:
-    """Compile the document of a rule; parameters and errors as for `compile_rule`."""
+    """
+    Compile the document of a rule; parameters and errors as for `compile_rule`.
+
+    Raises
+    ------
+    RuleError
+        If anything is wrong with it.
+    """
     if not isinstance(root, Map):
         raise RuleError("a rule is a mapping: title, id, logsource, detection, level", root.at)
-    _check_keys(root)
+    at = next((key.at for key, _ in root.items if key.text == "correlation"), None)
+    if at is not None:
+        raise RuleError("a correlation, not a rule with a detection", at, "one or the other in a document")
+    check_keys(root, _REQUIRED)
+    source = _source(_map(root, "logsource"), table)
+    rule, id_at = described(root, file, source.name)
+    tree = _tree(_map(root, "detection"), source)
+    specification.check(root)
+    return Compiled.make(rule, source, tree, id_at, _place(root, "ksentinel"))
+
+
+def described(root: Map, file: str | Path, source: str) -> tuple[Rule, Location]:
+    """
+    Return what a rule or a correlation says of itself, and where its id stands.
+
+    Raises
+    ------
+    RuleError
+        If anything of that is wrong.
+    """
     for name in _TEXTS:
         _text(root, name)
     identity = _text(root, "id")
@@ -121,7 +147,6 @@ def compile_document(root: Node, file: str | Path, table: dict[str, Source]) -> 
             suggest(status, _STATUSES),
         )
     lists = {name: _strings(root, name) for name in _LISTS}
-    source = _source(_map(root, "logsource"), table)
     rule = Rule(
         id=identity,
         title=_text(root, "title"),
@@ -132,13 +157,11 @@ def compile_document(root: Node, file: str | Path, table: dict[str, Source]) -> 
         file=str(file),
         name=_text(root, "name"),
         status=status,
-        source=source.name,
+        source=source,
         references=lists["references"],
         response=_response(root),
     )
-    tree = _tree(_map(root, "detection"), source)
-    specification.check(root)
-    return Compiled.make(rule, source, tree, id_at, _place(root, "ksentinel"))
+    return rule, id_at
 
 
 def compile_selection(node: Node, source: Source) -> Test:
@@ -150,17 +173,25 @@ def compile_selection(node: Node, source: Source) -> Test:
     return compile_tree(tree)
 
 
-def _check_keys(root: Map) -> None:
+def check_keys(root: Map, required: Collection[str]) -> None:
+    """
+    Refuse misspelt keys, those of other formats, and the lack of *required* ones.
+
+    Raises
+    ------
+    RuleError
+        At the first of them.
+    """
     present = {key.text for key, _ in root.items}
     for key, _ in root.items:
         name = str(key.text)
-        if name in {"correlation", "action"}:
-            raise RuleError(f"{name} rules are not supported", key.at)
+        if name == "action":
+            raise RuleError("action rules are not supported", key.at, "write each document out")
         # Sigma lets a rule carry keys of its own; one that nearly is Sigma's is a slip of the pen.
         remedy = "" if name in _KEYS else suggest(name, [k for k in _KEYS if k not in present])
         if remedy:
             raise RuleError(f"a rule has no {name!r}", key.at, remedy)
-    for name in _REQUIRED:
+    for name in required:
         if name not in present:
             raise RuleError(f"no {name}", root.at)
 

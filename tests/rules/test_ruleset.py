@@ -2,6 +2,7 @@
 """The rule set: loading, trust, and that no index hides a rule from an event."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -195,3 +196,57 @@ def test_too_many_patterns(folder, monkeypatch):
 
     assert len(rules) == 1
     assert "more than 0 patterns" in str(errors[0])
+
+
+MANY = """\
+---
+title: Much is read
+id: 9b3c1a52-6b4e-4c27-9a3a-6d3a5f0b7c11
+level: high
+correlation:
+  type: event_count
+  rules: reading
+  timespan: 1m
+  condition: {gte: 2}
+"""
+
+
+def test_several_documents(tmp_path):
+    """A correlation stands beside its rules; one that stands before them, in another file, finds them, too."""
+    named = EXAMPLE + "name: reading\n"
+    (tmp_path / "a.yml").write_text(MANY.replace("9b3c1a52", "9b3c1a53"))
+    (tmp_path / "b.yml").write_text(named + MANY)
+    rules = RuleSet.load([tmp_path], trusted_uids=None)
+
+    assert [(rule.source, Path(rule.file).name) for rule in rules.rules] == [
+        ("process_creation", "b.yml"),
+        ("correlation", "a.yml"),
+        ("correlation", "b.yml"),
+    ]
+    assert len(rules) == 3
+    assert rules.silenced == {rules.rules[0].id}
+    assert [one.bases[0].rule.name for one in rules.correlations] == ["reading", "reading"]
+
+
+def test_several_documents_reported(tmp_path):
+    """A document that is wrong doesn't take the others with it; each error has its own line."""
+    text = EXAMPLE + MANY + "---\ntitle: none\n" + MANY.replace("9b3c1a52", "2b3c1a52")
+    (tmp_path / "a.yml").write_text(text)
+    rules, errors = RuleSet.load_reporting([tmp_path], trusted_uids=None)
+
+    assert [rule.title for rule in rules.rules] == ["Something reads something"]
+    assert [str(error).removeprefix(f"{tmp_path}/") for error in errors] == [
+        "a.yml:19:1: no id",
+        "a.yml:22:5: id 2b3c1a52-6b4e-4c27-9a3a-6d3a5f0b7c11 is taken by " + f"{tmp_path}/a.yml:2:5",
+        "a.yml:15:10: no rule 'reading' (name a rule of the files that are loaded, or its id)",
+    ]
+
+
+def test_record_of_a_match(compiled):
+    """A match of audit's says which record it is, for who counts that record's values."""
+    rule = compiled("s: {name: /b}\ncondition: s", "service: auditd")
+    records = [["PATH", [["name", "/a"]]], ["PATH", [["name", "/b"]]]]
+    event = event_from_plain({"event": "audit", "type": "PATH", "process": {}, "records": records})
+    (match,) = RuleSet([rule]).match(event)
+
+    assert match.record is event.records[1]

@@ -64,7 +64,7 @@ def test_rule():
         ("product: linux", "product: windows", "product 'windows' is not linux"),
         ("category: process_creation", "category: process_creation, service: auditd", "together have no source"),
         ("logsource: {category: process_creation, product: linux}", "logsource: linux", "logsource must be a mapping"),
-        ("detection:\n", "correlation: {}\ndetection:\n", "correlation rules are not supported"),
+        ("detection:\n", "correlation: {}\ndetection:\n", "x.yml:4:1: a correlation, not a rule with a detection"),
         ("  condition:", "  timeframe: 5m\n  condition:", "timeframe (an aggregation) is not supported"),
         ("level: low", "level: low\nstatus: stabel", "status 'stabel' is none of stable"),
         ("level: low", "level: low\ntags: attack.t1", "tags must be a list"),
