@@ -110,20 +110,16 @@ def _tested(paths: list[Path]) -> Iterator[tuple[Path | str, Any]]:
     """Yield each rule's file with the outcomes of its cases, or why there are none."""
     from ksentinel.rules.cases import outcomes, read_cases
     from ksentinel.rules.checking import EVENTS, beside
-    from ksentinel.rules.document import read
-    from ksentinel.rules.fields import sources
-    from ksentinel.rules.ruleset import rule_files
-    from ksentinel.rules.sigma import compile_rule
+    from ksentinel.rules.ruleset import RuleSet, rule_files
 
-    # Not this host's users: events that were written down mean the same everywhere.
-    table = sources()
+    # Without this host's users: events that were written down mean the same everywhere.
     for file in rule_files(paths, None):
         if isinstance(file, RuleError):
             yield str(file.at), file
             continue
         events = beside(file, EVENTS)
         try:
-            compiled = compile_rule(read(file, trusted_uids=None), file, table)
+            rules = RuleSet.load([file], trusted_uids=None)
             if events is None:
                 raise RuleError(f"no {file.stem}{EVENTS} beside it", Location(file), "see docs/authoring.md")  # noqa: TRY301
             cases = read_cases(events)
@@ -134,7 +130,7 @@ def _tested(paths: list[Path]) -> Iterator[tuple[Path | str, Any]]:
         except RuleError as error:
             yield file, error
         else:
-            yield file, list(outcomes(compiled, cases))
+            yield file, list(outcomes(rules, cases))
 
 
 def _outcome_plain(outcome: Any) -> dict[str, Any]:
@@ -167,29 +163,33 @@ def try_rule(
 ) -> None:
     """Try one rule on what was recorded: what it fires on, what it only just doesn't, and whose that is."""
     from ksentinel.report.rules import match_lines, trial_lines
-    from ksentinel.rules.document import read
-    from ksentinel.rules.fields import sources
-    from ksentinel.rules.sigma import compile_rule
-    from ksentinel.rules.trial import Trial
+    from ksentinel.rules.ruleset import RuleSet
+    from ksentinel.rules.trial import Trial, TrialTogether
     from ksentinel.window import Window
 
-    compiled = compile_rule(read(rule, trusted_uids=None), rule, sources(user_names()))
-    trial = Trial(compiled, most=misses)
+    rules = RuleSet.load([rule], trusted_uids=None, users=user_names())
+    trial = (
+        TrialTogether(rules)
+        if rules.correlations or len(rules.compiled) != 1
+        else Trial(rules.compiled[0], most=misses)
+    )
     failures: list[InputError] = []
+    shown = 0
     for batch in _recorded(on, failures):
         for event in batch:
             if isinstance(event, Window):
                 continue
-            match = trial.look(event)
-            if match is None or trial.matches > limit:
-                continue
-            print_json(_evidence(match.event, match.clauses, "match")) if json else match_lines(match)
+            for match in trial.told(event):
+                if shown == limit:
+                    break
+                shown += 1
+                print_json(_evidence(match.event, match.clauses, "match")) if json else match_lines(match)
     if json:
         for miss in trial.misses:
             print_json(_evidence(miss.event, miss.clauses, "miss"))
         counts = {name: getattr(trial, name) for name in ("events", "of_source", "matches", "near")}
         by = {"executables": dict(trial.executables), "parents": dict(trial.parents)}
-        print_json({"kind": "account", "source": compiled.source.name} | counts | by)
+        print_json({"kind": "account", "source": trial.source} | counts | by)
     else:
         trial_lines(trial, limit)
     for failure in failures:

@@ -14,7 +14,7 @@ from ksentinel.rules import Clause, Match, Rule
 from ksentinel.rules.cases import Outcome
 from ksentinel.rules.checking import Checked
 from ksentinel.rules.fields import NO_LOGSOURCE, NO_SOURCE, Source
-from ksentinel.rules.trial import Trial
+from ksentinel.rules.trial import Trial, TrialTogether
 
 _LONGEST = 400
 _MOST_NAMES = 20
@@ -67,7 +67,7 @@ def match_lines(match: Match) -> None:
     report.lines([_event_line(match.event), *(f"    {clause_words(clause)}" for clause in match.clauses)])
 
 
-def trial_lines(trial: Trial, limit: int) -> None:
+def trial_lines(trial: Trial | TrialTogether, limit: int) -> None:
     """Print what came of a trial: near misses, whose the matches are, and the sums."""
     told: list[str] = []
     if trial.matches > limit:
@@ -85,7 +85,7 @@ def trial_lines(trial: Trial, limit: int) -> None:
             ]
             told += [f"  and {len(counter) - _MOST_NAMES} more"] if len(counter) > _MOST_NAMES else []
     told.append(
-        f"{trial.events:,} events, {trial.of_source:,} of {trial.compiled.source.name}: "
+        f"{trial.events:,} events, {trial.of_source:,} of {trial.source}: "
         f"{trial.matches:,} matches, {trial.near:,} near misses"
     )
     report.lines(told)

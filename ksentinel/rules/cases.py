@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases: the events beside a rule, ``NAME.events.jsonl``, which it must or must not fire on; and whether it does."""
+"""Cases: the events beside a rule file, ``NAME.events.jsonl``, which it must or must not fire on; and whether it does."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ from ksentinel.codec import event_from_plain
 from ksentinel.errors import InputError, Location, RuleError
 from ksentinel.event import Event
 from ksentinel.rules import Clause
+from ksentinel.rules.correlator import Correlator
 from ksentinel.rules.document import read
-from ksentinel.rules.sigma import Compiled
+from ksentinel.rules.ruleset import RuleSet
 from ksentinel.rules.trial import Trial, failing, views
 
 _FORM = "see docs/authoring.md"
@@ -20,11 +21,11 @@ _FORM = "see docs/authoring.md"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An event, whether the rule must fire on it, and what it shows."""
+    """An event, or several in their order, whether the rule must fire on them, and what they show."""
 
     match: bool
     why: str
-    event: Event
+    events: tuple[Event, ...]
     at: Location
 
 
@@ -75,22 +76,39 @@ def read_cases(path: Path) -> list[Case]:
             raise RuleError("match must be true or false", at, _FORM)
         if not isinstance(why, str) or not why:
             raise RuleError("why must say what the event shows", at, _FORM)
+        several = plain.pop("events", None)
+        if several is not None and (plain or not isinstance(several, list) or not several):
+            raise RuleError("events must be a list of events, and stands alone", at, _FORM)
         try:
-            cases.append(Case(match, why, event_from_plain(plain), at))
+            events = tuple(event_from_plain(one) for one in (several or [plain]))
+            cases.append(Case(match, why, events, at))
         except InputError as error:
             raise RuleError(error.what, at, _FORM) from None
     return cases
 
 
-def outcomes(compiled: Compiled, cases: list[Case]) -> Iterator[Outcome]:
-    """Yield what the rule makes of each case."""
+def outcomes(rules: RuleSet, cases: list[Case]) -> Iterator[Outcome]:
+    """Yield what the rules of a file make of each case."""
+    if rules.correlations or len(rules.compiled) != 1:
+        yield from _outcomes_together(rules, cases)
+        return
+    (compiled,) = rules.compiled
     for case in cases:
-        fired = Trial(compiled).look(case.event)
+        trial = Trial(compiled)
+        fired = next((match for event in case.events if (match := trial.look(event)) is not None), None)
         if fired is not None:
             yield Outcome(case, case.match, fired.clauses)
-        elif not compiled.source.applies(case.event):
+        elif not trial.of_source:
             yield Outcome(case, not case.match, (), f"the event is not of log source {compiled.source.name}")
         else:
-            seen = [failing(compiled.tree, view) for view in views(compiled, case.event)]
+            seen = [failing(compiled.tree, view) for event in case.events for view in views(compiled, event)]
             # Of several records the one that it failed by the least.
             yield Outcome(case, not case.match, min(seen, key=len, default=()))
+
+
+def _outcomes_together(rules: RuleSet, cases: list[Case]) -> Iterator[Outcome]:
+    """Yield what several rules make of each case: whether any of them is told, with what correlations count."""
+    for case in cases:
+        correlator = Correlator(rules.correlations)
+        fired = [match for event in case.events for match in correlator.take(event, rules.match(event))]
+        yield Outcome(case, bool(fired) is case.match, fired[0].clauses if fired else ())

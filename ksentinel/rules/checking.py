@@ -15,11 +15,14 @@ from pathlib import Path
 from ksentinel.errors import Location, RuleError
 from ksentinel.rules import Rule
 from ksentinel.rules.condition import And, Expression, Not, Or
+from ksentinel.rules.correlation import Draft
+from ksentinel.rules.correlation import read as read_correlation
 from ksentinel.rules.coverage import TACTICS
-from ksentinel.rules.document import List, Map, Node, Scalar, parse, read, suggest
+from ksentinel.rules.derivation import unmet
+from ksentinel.rules.document import List, Map, Node, Scalar, parse_all, read, suggest
 from ksentinel.rules.fields import Source
 from ksentinel.rules.pattern import Item
-from ksentinel.rules.ruleset import rule_files
+from ksentinel.rules.ruleset import RuleSet, is_correlation, rule_files
 from ksentinel.rules.sigma import Compiled, compile_document
 
 MOST = 50
@@ -79,6 +82,8 @@ class Checked:
         Whether there may be further problems: more than `MOST`, or what stands behind one that hides them.
     remarks
         What is unwise about those that load.
+    correlates
+        Whether it speaks of rules that may stand in other files.
     """
 
     file: Path | str
@@ -86,6 +91,7 @@ class Checked:
     problems: tuple[RuleError, ...] = ()
     more: bool = False
     remarks: tuple[Remark, ...] = ()
+    correlates: bool = False
 
     @property
     def loaded(self) -> bool:
@@ -100,8 +106,34 @@ def beside(rule: str | Path, suffix: str) -> Path | None:
 
 
 def check(paths: Iterable[str | Path], table: dict[str, Source]) -> Iterator[Checked]:
-    """Yield every rule file below *paths*, looked at; whoever owns it, and one at a time, however many there are."""
+    """
+    Yield every rule file below *paths*, looked at; whoever owns it, and one at a time, however many there are.
+
+    Files with correlations come last: the rules that these speak of may stand anywhere.
+    """
+    paths = tuple(paths)
     taken: dict[str, Location] = {}
+    waiting: list[Checked] = []
+    for checked in _each(paths, table, taken):
+        if checked.correlates:
+            waiting.append(checked)
+        else:
+            yield checked
+    if waiting:
+        _, errors = RuleSet.load_reporting(paths, trusted_uids=None)
+        for checked in waiting:
+            known = {str(error) for error in checked.problems}
+            new = [error for error in errors if _file(error) == checked.file and str(error) not in known]
+            yield replace(checked, problems=tuple(sorted((*checked.problems, *new), key=_order)))
+
+
+def _file(error: RuleError) -> Path | str | None:
+    return error.at.file if isinstance(error.at, Location) else error.at
+
+
+def _each(
+    paths: Iterable[str | Path], table: dict[str, Source], taken: dict[str, Location]
+) -> Iterator[Checked]:
     for found in rule_files(paths, None):
         if isinstance(found, RuleError):
             place = found.at.file if isinstance(found.at, Location) else str(found.at)
@@ -125,21 +157,31 @@ def check_text(text: str, file: Path, table: dict[str, Source], taken: dict[str,
         Ids of other rules, and where they stand; those of this file are added.
     """
     try:
-        documents = (parse(text, file),)
+        documents = parse_all(text, file)
     except RuleError as error:
         return Checked(file, problems=(error,), more=True)
     rules: list[Rule] = []
     problems: list[RuleError] = []
     remarks: list[Remark] = []
     most = _MOST_OF_LARGE if len(text) > _LARGE else MOST
-    more = False
+    more = correlates = False
     for root in documents:
         if len(problems) >= most:
             more = True
             break
-        wrong, compiled, hidden = _problems(root, file, table, most - len(problems))
-        problems += wrong
-        more |= hidden
+        compiled: Compiled | Draft | None
+        if is_correlation(root):
+            correlates = True
+            try:
+                compiled = read_correlation(root, file)
+            except RuleError as error:
+                problems.append(error)
+                more = True
+                continue
+        else:
+            wrong, compiled, hidden = _problems(root, file, table, most - len(problems))
+            problems += wrong
+            more |= hidden
         if compiled is None:
             continue
         first = taken.setdefault(compiled.rule.id, compiled.at)
@@ -149,7 +191,7 @@ def check_text(text: str, file: Path, table: dict[str, Source], taken: dict[str,
             continue
         rules.append(compiled.rule)
         remarks += _remarks(compiled, root, file)
-    return Checked(file, tuple(rules), tuple(problems), more, tuple(remarks))
+    return Checked(file, tuple(rules), tuple(problems), more, tuple(remarks), correlates)
 
 
 def _problems(
@@ -253,7 +295,7 @@ def _last_before(node: Map | List, at: Location) -> int | None:
 # --- remarks ----------------------------------------------------------------------------------------------------
 
 
-def _remarks(compiled: Compiled, root: Node, file: Path) -> Iterator[Remark]:
+def _remarks(compiled: Compiled | Draft, root: Node, file: Path) -> Iterator[Remark]:
     rule = compiled.rule
     if not isinstance(root, Map):
         return
@@ -268,7 +310,13 @@ def _remarks(compiled: Compiled, root: Node, file: Path) -> Iterator[Remark]:
         yield Remark(f"no {file.stem}{EVENTS} beside it", root.at, "see docs/authoring.md")
     if rule.status == "stable" and beside(file, ACTION) is None:
         yield Remark(f"stable, and no {file.stem}{ACTION} beside it", root.at, "see docs/authoring.md")
+    if isinstance(compiled, Draft):
+        return
     yield from _items(compiled.tree, root, compiled.source)
+    in_vain = unmet(compiled)
+    if in_vain is not None:
+        at = in_vain.at if isinstance(in_vain.at, Location) else root.at
+        yield Remark(in_vain.what, at, in_vain.remedy)
 
 
 def _tags(tags: Collection[str], root: Map) -> Iterator[Remark]:

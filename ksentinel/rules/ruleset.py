@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeGuard
 
 from ksentinel.errors import Location, RuleError
 from ksentinel.event import Event, ExecEvent, SyscallEvent
@@ -15,7 +15,7 @@ from ksentinel.rules.cache import Cache
 from ksentinel.rules.condition import leaves
 from ksentinel.rules.correlation import Correlation, Draft, resolve, silenced
 from ksentinel.rules.correlation import read as read_correlation
-from ksentinel.rules.document import Map, check_trust, parse_all, read
+from ksentinel.rules.document import Map, Node, check_trust, parse_all, read
 from ksentinel.rules.fields import ROOT, Source, Users, View, sources
 from ksentinel.rules.index import Index
 from ksentinel.rules.sigma import Compiled, compile_document
@@ -231,6 +231,11 @@ class RuleSet:
                     fired[position] = one.match(view.event, view)
 
 
+def is_correlation(root: Node) -> TypeGuard[Map]:
+    """Tell whether a document speaks of other rules, and not of events."""
+    return isinstance(root, Map) and root.get("correlation") is not None and root.get("detection") is None
+
+
 def _documents(
     text: str, file: Path, table: dict[str, Source], cache: Cache | None
 ) -> Iterator[Compiled | Draft | RuleError]:
@@ -242,11 +247,7 @@ def _documents(
     roots = parse_all(text, file)
     for root in roots:
         try:
-            if (
-                isinstance(root, Map)
-                and root.get("correlation") is not None
-                and root.get("detection") is None
-            ):
+            if is_correlation(root):
                 yield read_correlation(root, file)
                 continue
             one = compile_document(root, file, table)

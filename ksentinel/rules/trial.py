@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trials: one rule on many events: what it fires on, and what it only just doesn't fire on, and why."""
+"""Trials: a rule, or those of one file, on many events: what fires, and what only just doesn't, and why."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from ksentinel.event import Event
 from ksentinel.rules import Clause, Match
 from ksentinel.rules.condition import And, Expression, Not, Or, compile_tree, trace
+from ksentinel.rules.correlator import Correlator
 from ksentinel.rules.fields import View
 from ksentinel.rules.pattern import Item
+from ksentinel.rules.ruleset import RuleSet
 from ksentinel.rules.sigma import Compiled
 
 _MOST_NAMES = 10_000
@@ -63,6 +65,11 @@ class Trial:
         self._parts = _conjuncts(compiled.tree)
 
     @property
+    def source(self) -> str:
+        """The log source whose events are asked about."""
+        return self.compiled.source.name
+
+    @property
     def misses(self) -> tuple[Miss, ...]:
         """The nearest misses that were kept."""
         return tuple(self._misses.values())
@@ -77,9 +84,7 @@ class Trial:
         for view in seen:
             if self.compiled.test(view):
                 self.matches += 1
-                parent = event.process.parent
-                _count(self.executables, event.process.exe)
-                _count(self.parents, "" if parent is None else parent.exe)
+                _count_process(self.executables, self.parents, event)
                 return self.compiled.match(event, view)
         for view in seen:
             lacks = lacking(self.compiled.tree, view)
@@ -90,11 +95,49 @@ class Trial:
                 break
         return None
 
+    def told(self, event: Event) -> tuple[Match, ...]:
+        """Return the same as a tuple."""
+        match = self.look(event)
+        return () if match is None else (match,)
+
     def _keep(self, miss: Miss) -> None:
         clause = miss.clauses[0] if miss.clauses else Clause("", "", "", None)
         key = (clause.selection, clause.field, clause.test, miss.event.process.exe)
         if len(self._misses) < self.most:
             self._misses.setdefault(key, miss)
+
+
+class TrialTogether:
+    """
+    The rules of one file, with what its correlations count; they know no near misses.
+
+    Attributes
+    ----------
+    events, of_source, matches, near, executables, parents, misses
+        As of a `Trial`; rules that only feed correlations are not told.
+    """
+
+    near = 0
+    misses: tuple[Miss, ...] = ()
+    source = "these rules"
+
+    def __init__(self, rules: RuleSet) -> None:
+        self.rules = rules
+        self.events = self.of_source = self.matches = 0
+        self.executables: Counter[str] = Counter()
+        self.parents: Counter[str] = Counter()
+        self._correlator = Correlator(rules.correlations)
+        self._sources = {one.source for one in rules.compiled}
+
+    def told(self, event: Event) -> tuple[Match, ...]:
+        """Return what is told about *event*."""
+        self.events += 1
+        self.of_source += any(source.applies(event) for source in self._sources)
+        found = tuple(self._correlator.take(event, self.rules.match(event)))
+        for match in found:
+            self.matches += 1
+            _count_process(self.executables, self.parents, match.event)
+        return found
 
 
 def views(compiled: Compiled, event: Event) -> Iterator[View]:
@@ -131,6 +174,12 @@ def _conjuncts(tree: Expression) -> int:
         case Or(parts):
             return max(map(_conjuncts, parts))
     return 1
+
+
+def _count_process(executables: Counter[str], parents: Counter[str], event: Event) -> None:
+    parent = event.process.parent
+    _count(executables, event.process.exe)
+    _count(parents, "" if parent is None else parent.exe)
 
 
 def _count(counter: Counter[str], name: str) -> None:
