@@ -55,9 +55,12 @@ def rules_cache() -> Path | None:
     folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not folder.is_absolute():
         try:
-            folder = Path.home() / ".cache"
+            home = Path.home()
         except RuntimeError:
             return None
+        if not home.is_dir():  # a service's user: /nonexistent
+            return None
+        folder = home / ".cache"
     return folder / "ksentinel"
 
 

@@ -134,7 +134,7 @@ def test_rules_pass(run):
     ran = run("ksentinel", "rules", "test", "--json")
 
     assert ran.returncode == 0, ran.stderr
-    assert len(ran.stdout.splitlines()) == len(files("rules", "*.yml"))
+    assert len(ran.stdout.splitlines()) == len(files("rules", "*/*.yml"))
 
 
 def test_runs_from_the_wheel(run, installed):

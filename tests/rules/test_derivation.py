@@ -542,7 +542,9 @@ def happened(rule):
     lines = Path(rule.rule.file).with_suffix(".events.jsonl").read_text(encoding="utf-8").splitlines()
     plains = [json.loads(line) for line in lines]
     return [
-        {name: value for name, value in plain.items() if name not in {"match", "why"}} for plain in plains
+        {name: value for name, value in event.items() if name not in {"match", "why"}}
+        for plain in plains
+        for event in plain.get("events", [plain])
     ]
 
 
