@@ -838,12 +838,18 @@ def test_events_of_a_log(run, tmp_path):
 def test_bounded_store(run, made, tmp_path):
     """The configuration says how much is kept; what had to make room is said."""
     config = tmp_path / "k.yml"
-    config.write_text("store: {max_events: 3, max_alerts: 3}")
+    config.write_text("store: {max_events: 3}")
     store = ["--store", tmp_path / "a.db"]
     run("replay", WEBSHELL, made / "attacked.db", *store, "--config", config)
 
     assert len(run("events", *store, "--json").objects) == 3
     assert "older ones had to make room (max_events)" in run("events", *store).text
+
+    config.write_text("store: {max_alerts: 1}")
+    store = ["--store", tmp_path / "b.db"]
+    run("replay", WEBSHELL, made / "attacked.db", *store, "--config", config)
+
+    assert len(run("alerts", *store, "--json").objects) == 1
     assert re.search(r"\d older ones? had to make room \(max_alerts\)", run("alerts", *store).text)
 
 
