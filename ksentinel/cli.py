@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import ksentinel
+from ksentinel import host
 from ksentinel.commands import authoring, rules
 from ksentinel.commands.alerts import alerts, explain
 from ksentinel.commands.doctor import doctor
@@ -138,8 +139,10 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 -- its callback has done it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand != "train":
+        host.one_thread()  # before anything imports numpy

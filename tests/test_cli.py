@@ -835,6 +835,27 @@ def test_events_of_a_log(run, tmp_path):
     assert all(one["alerts"] for one in first.objects)
 
 
+@pytest.mark.parametrize(("command", "threads"), [("status", "1"), ("train", "None")])
+def test_one_thread(command, threads):
+    """Numpy hears before it is imported that it has one thread: whoever watches must not spin on others' cores. Training may."""
+    code = (
+        "import os, sys, ksentinel.cli as cli\n"
+        "assert 'numpy' not in sys.modules\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit: print(os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+
+    assert ran.stdout.splitlines()[-1] == threads
+
+
 def test_bounded_store(run, made, tmp_path):
     """The configuration says how much is kept; what had to make room is said."""
     config = tmp_path / "k.yml"

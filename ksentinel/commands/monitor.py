@@ -56,7 +56,6 @@ def monitor(
     """
     from ksentinel.mutes import in_words
 
-    host.one_thread()
     settings = read_config(config)
     seconds = parse_duration(duration)
     wanted, keep = host.watching(exe or [], pid or [], uid or [], cgroup or [])
