@@ -60,7 +60,7 @@ class Settings:
     seconds: float = 0.4
     idle_seconds: float = 20.0
     flood_seconds: float = 10.0
-    training_seconds: float = 12.0
+    training_seconds: float = 30.0
     limit_seconds: float = 2000.0
     """No side begins a turn after that."""
     quick: bool = False
