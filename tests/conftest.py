@@ -14,6 +14,8 @@ pytest.register_assert_rewrite("watch")
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
+collect_ignore = ["fuzz"]  # asks for atheris, and runs until it is told to stop
+
 
 def pytest_addoption(parser):
     parser.addoption(
