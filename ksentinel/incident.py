@@ -337,14 +337,14 @@ class Incidents:
                 _, time_ns, lossy, anomaly = best
                 incident.lossy |= lossy
                 self._agree(incident, witness.match, anomaly)
-                new |= _enter_anomaly(incident, anomaly, time_ns)
+                new |= self._enter_anomaly(incident, anomaly, time_ns)
             return new
         if witness.anomaly is None:
             return False
         for partner in partners:
             if partner.match is not None and partner.incident is incident:
                 self._agree(incident, partner.match, witness.anomaly)
-        return _enter_anomaly(incident, witness.anomaly, witness.time_ns)
+        return self._enter_anomaly(incident, witness.anomaly, witness.time_ns)
 
     def _agree(self, incident: _Incident, match: Match, anomaly: Anomaly) -> None:
         known = incident.matches.get(match.kind)
@@ -356,6 +356,38 @@ class Incidents:
             incident.matches[match.kind] = replace(known, match=match)
         if agreed is None or self._weakness(anomaly) < self._weakness(agreed):
             incident.agreeing[match.kind] = anomaly
+
+    def _enter_anomaly(self, incident: _Incident, anomaly: Anomaly, time_ns: int) -> bool:
+        """
+        Keep those that agree with a match, and then those that weigh the most; the last one stands for all that were dropped.
+
+        By what each would be told as, before its p-value: an incident doesn't get milder because something that weighs less,
+        a program that training never saw, is more unusual.
+        """
+        if any(e.anomaly is anomaly for e in incident.anomalies):
+            return False
+        first = not incident.anomalies
+        incident.anomalies.append(Evidence(1, time_ns, time_ns, anomaly=anomaly))
+        agreeing = {id(agreed) for agreed in incident.agreeing.values()}
+
+        def order(evidence: Evidence) -> tuple[bool, int, float, int]:
+            one = evidence.anomaly
+            if one is None:
+                return True, 0, 1.0, evidence.first_ns
+            return id(one) not in agreeing, -self._alone(one), one.p_value, evidence.first_ns
+
+        incident.anomalies.sort(key=order)
+        for dropped in incident.anomalies[_MAX_ANOMALIES:]:
+            last = incident.anomalies[_MAX_ANOMALIES - 1]
+            incident.anomalies[_MAX_ANOMALIES - 1] = replace(
+                last, count=last.count + dropped.count, last_ns=max(last.last_ns, dropped.last_ns)
+            )
+        del incident.anomalies[_MAX_ANOMALIES:]
+        return first
+
+    def _alone(self, anomaly: Anomaly) -> Level:
+        """Return the level that it would have by itself."""
+        return self._judge([], [anomaly], (), self.policy).level
 
     def _weakness(self, anomaly: Anomaly) -> tuple[bool, float]:
         """Order anomalies by what they are worth as a second witness, the best first."""
@@ -393,25 +425,6 @@ def _enter_match(incident: _Incident, match: Match, time_ns: int) -> bool:
         incident.agreeing.pop(mildest, None)
     incident.matches[kind] = Evidence(1, time_ns, time_ns, match=match)
     return True
-
-
-def _enter_anomaly(incident: _Incident, anomaly: Anomaly, time_ns: int) -> bool:
-    """Keep those that agree with a match and then the most unusual; the last one stands for all that were dropped."""
-    if any(e.anomaly is anomaly for e in incident.anomalies):
-        return False
-    first = not incident.anomalies
-    incident.anomalies.append(Evidence(1, time_ns, time_ns, anomaly=anomaly))
-    agreeing = {id(agreed) for agreed in incident.agreeing.values()}
-    incident.anomalies.sort(
-        key=lambda e: (id(e.anomaly) not in agreeing, e.anomaly.p_value if e.anomaly else 1.0, e.first_ns)
-    )
-    for dropped in incident.anomalies[_MAX_ANOMALIES:]:
-        last = incident.anomalies[_MAX_ANOMALIES - 1]
-        incident.anomalies[_MAX_ANOMALIES - 1] = replace(
-            last, count=last.count + dropped.count, last_ns=max(last.last_ns, dropped.last_ns)
-        )
-    del incident.anomalies[_MAX_ANOMALIES:]
-    return first
 
 
 def _speaker(evidence: Evidence) -> Process:

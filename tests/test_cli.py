@@ -1168,9 +1168,11 @@ def test_rules_cache(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert host.rules_cache() == Path("/var/cache/ksentinel")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() or 1000)
-    monkeypatch.setenv("HOME", "/home/u")
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
-    assert host.rules_cache() == Path("/home/u/.cache/ksentinel")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    assert host.rules_cache() is None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert host.rules_cache() == tmp_path / ".cache" / "ksentinel"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert host.rules_cache() == tmp_path / "ksentinel"
     (tmp_path / "ksentinel").write_text("")

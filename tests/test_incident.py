@@ -506,6 +506,16 @@ def test_same_again(witnesses):
     assert [a.to_plain() for a in run(witnesses)] == [a.to_plain() for a in run(witnesses)]
 
 
+def test_level_stays():
+    """What weighs more isn't pushed out by what is only more unusual: an incident never gets milder."""
+    known = anomaly(HTTPD, 0, Level.MEDIUM, 1e-4)
+    milder = [anomaly(HTTPD, n, Level.LOW, 10.0**-n) for n in range(5, 12)]
+    alerts = run([known, *milder])
+
+    assert {Level.MEDIUM} == {alert.level for alert in alerts}
+    assert all(known in alert.anomalies for alert in alerts)
+
+
 @settings(max_examples=300)
 @given(_witnesses)
 def test_life_of_an_incident(witnesses):
