@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-#define KS_ABI_VERSION 2
+#define KS_ABI_VERSION 3
 
 #define KS_WINDOW 64          /* tokens in a full window */
 #define KS_TOKENS 4096        /* size of the alphabet */
@@ -43,6 +43,7 @@ enum ks_kind {
         KS_KIND_EXEC = 3,
         KS_KIND_EXIT = 4,
         KS_KIND_CALL = 5,
+        KS_KIND_DENIAL = 6,
 };
 
 enum ks_cause {
@@ -271,6 +272,21 @@ enum ks_process_flag {
         KS_PROCESS_FAMILY = 16,      /* it descends from a process that is wanted */
 };
 
+/* Which sets of names of a policy the paths of a process and of who started it are in: taken when they were executed. */
+struct ks_named {
+        __u64 program;
+        __u64 parent;
+        __u64 service;
+        __u64 ancestors;      /* any of them */
+        __u8 known[4];        /* of each: enum ks_told; of ancestors, of all of them */
+        __u32 epoch;          /* of the policy's names */
+};
+
+enum ks_told {
+        KS_TOLD = 1,          /* there is a path */
+        KS_TOLD_ASCII = 2,    /* ... of ASCII alone: it can be compared without regard to case */
+};
+
 /* What the kernel side knows of a process; user space enters those that ran before. */
 struct ks_process {
         __u64 program;        /* path hash; 0: unknown */
@@ -283,7 +299,8 @@ struct ks_process {
         __u64 second_tick;
         __u64 over_ns;        /* when one of its windows was last flagged */
         __u32 gone;           /* its exit has been told */
-        __u32 unused;
+        __u32 row;            /* of the thread of it that was identified last */
+        struct ks_named named;
 };
 
 /* Bits of ks_config.filters, and kinds of ks_filter. */
@@ -315,7 +332,7 @@ struct ks_prefix {
 /* One a program and CPU; user space adds them up.
  *
  *   seen   = scored + unscored + own + excluded + no_storage + contended
- *   tokens of closed windows = scored + unscored + class tokens + exec tokens = sent + dropped + gated
+ *   tokens of closed windows = scored + unscored + class tokens + exec tokens + hook tokens = sent + dropped + gated
  *   closed = ungated + flagged + sampled + gated,  ungated + flagged + sampled = windows sent + dropped
  *
  * Calls are added when their window closes. */
@@ -332,6 +349,7 @@ struct ks_counters {
         __u64 choices[KS_CHOICES];
         __u64 classes[KS_CLASSES];
         __u64 exec_tokens;
+        __u64 hook_tokens;    /* guards that spoke */
         __u64 windows_sent;
         __u64 windows_dropped;
         __u64 windows_shed;   /* of those dropped: given up on purpose, to leave room for worse ones */
@@ -351,6 +369,330 @@ struct ks_counters {
         __u64 records;        /* the next record's sequence number: all sent and all dropped */
         __u64 process_missed; /* windows that a process' score doesn't know: too many threads changed it at once */
         __u64 no_inheritance; /* children that began without their parent's scores or program: no memory */
+};
+
+/* ---- guards: docs/enforcement.md ---- */
+
+#define KS_WAYS 1024          /* of a policy: each a conjunction of tests at one hook */
+#define KS_NUMBER_TESTS 512   /* of a policy: comparisons of numbers */
+#define KS_RANGES 8           /* of one comparison */
+#define KS_DEPTH 256          /* how many directories and mount points above a file are looked at */
+#define KS_SUFFIXES 4         /* names at a path's end that are compared */
+
+/* Where a guard may stand: LSM hooks. The numbers are part of hook tokens: KS_TOKEN_HOOK + hook. */
+enum ks_hook {
+        KS_HOOK_NONE = 0,
+        KS_HOOK_BPRM_CHECK_SECURITY = 1,
+        KS_HOOK_BPRM_CREDS_FROM_FILE = 2,
+        KS_HOOK_MMAP_FILE = 3,
+        KS_HOOK_FILE_OPEN = 4,
+        KS_HOOK_PATH_MKNOD = 5,
+        KS_HOOK_PATH_MKDIR = 6,
+        KS_HOOK_PATH_RENAME = 7,
+        KS_HOOK_PATH_LINK = 8,
+        KS_HOOK_PATH_SYMLINK = 9,
+        KS_HOOK_PATH_TRUNCATE = 10,
+        KS_HOOK_PATH_CHMOD = 11,
+        KS_HOOK_PATH_CHOWN = 12,
+        KS_HOOK_PATH_UNLINK = 13,
+        KS_HOOK_PATH_RMDIR = 14,
+        KS_HOOK_SOCKET_CONNECT = 15,
+        KS_HOOK_SOCKET_BIND = 16,
+        KS_HOOK_SOCKET_LISTEN = 17,
+        KS_HOOK_SOCKET_SENDMSG = 18,
+        KS_HOOK_UNIX_STREAM_CONNECT = 19,
+        KS_HOOK_UNIX_MAY_SEND = 20,
+        KS_HOOK_PTRACE_ACCESS_CHECK = 21,
+        KS_HOOK_KERNEL_LOAD_DATA = 22,
+        KS_HOOK_KERNEL_READ_FILE = 23,
+        KS_HOOK_BPF = 24,
+        KS_HOOK_SB_MOUNT = 25,
+        KS_HOOK_MOVE_MOUNT = 26,
+        KS_HOOK_SB_UMOUNT = 27,
+        KS_HOOK_USERNS_CREATE = 28,
+        KS_HOOK_TASK_KILL = 29,
+        KS_HOOK_TASK_FIX_SETUID = 30,
+        KS_HOOK_TASK_FIX_SETGID = 31,
+        KS_HOOK_CAPSET = 32,
+        KS_HOOK_TASK_PRCTL = 33,
+        KS_HOOKS = 40,
+};
+
+/* Words of facts. A fact is a bit; a second word says of each bit whether it is known. */
+enum ks_word {
+        KS_WORD_TRAITS = 0,   /* enum ks_trait: what they mean is fixed */
+        KS_WORD_NUMBERS = 1,  /* what number tests and networks found */
+        KS_WORD_PROGRAM = 2,  /* sets of names: one bit a set, the same in each of these words */
+        KS_WORD_PARENT = 3,
+        KS_WORD_SERVICE = 4,
+        KS_WORD_ANCESTORS = 5,
+        KS_WORD_IMAGE = 6,    /* the file executed, or what was asked for */
+        KS_WORD_EXECUTED = 7,
+        KS_WORD_ASKED = 8,
+        KS_WORD_TARGET = 9,   /* of two paths the second */
+        KS_WORD_PATH = 10,    /* any of them */
+        KS_WORD_PLACES = 11,  /* sets of files and directories that any of the operation's files is in, or is */
+        KS_WORD_WHO = 12,     /* sets of files that the process' executable is */
+        KS_WORDS = 13,
+};
+
+enum ks_trait {
+        KS_TRAIT_CANARY = 1 << 0,   /* this thread is the canary, at this very hook */
+        KS_TRAIT_IO_URING = 1 << 1,
+        KS_TRAIT_READ = 1 << 2,     /* what an open is for */
+        KS_TRAIT_WRITE = 1 << 3,    /* ... and whatever changes a file's content */
+        KS_TRAIT_MEMFD = 1 << 4,    /* of the file */
+        KS_TRAIT_DELETED = 1 << 5,  /* it has no name left; a memfd never had one */
+        KS_TRAIT_OTHERS_WRITE = 1 << 6, /* anybody may write to it */
+        KS_TRAIT_SETUID = 1 << 7,   /* it runs as its owner or group */
+        KS_TRAIT_NOT_ROOTS = 1 << 8, /* it belongs to somebody else than root */
+        KS_TRAIT_SCRIPT = 1 << 9,   /* the execution asked for is a script's */
+        KS_TRAIT_INTERPRETER = 1 << 10, /* ... and this file is its interpreter */
+        KS_TRAIT_MAPPED = 1 << 11,  /* it becomes executable memory, of a program that runs already */
+        KS_TRAIT_FORCED = 1 << 12,  /* the kernel opens it for an execution */
+        KS_TRAIT_ATTACH = 1 << 13,  /* ptrace: takes hold, or writes; not just reads of /proc */
+        KS_TRAIT_MODULE = 1 << 14,  /* what the kernel reads or loads */
+        KS_TRAIT_FIRMWARE = 1 << 15,
+        KS_TRAIT_KEXEC = 1 << 16,
+        KS_TRAIT_UNIX = 1 << 17,    /* of the socket's family */
+        KS_TRAIT_IPV4 = 1 << 18,
+        KS_TRAIT_IPV6 = 1 << 19,
+        KS_TRAIT_TO_ROOT = 1 << 20, /* a change of user: to root */
+};
+
+enum ks_number {
+        KS_NUMBER_FLAGS = 0,
+        KS_NUMBER_MODE = 1,
+        KS_NUMBER_PORT = 2,
+        KS_NUMBER_REQUEST = 3,
+        KS_NUMBER_SIGNAL = 4,
+        KS_NUMBER_CMD = 5,
+        KS_NUMBER_UID = 6,
+        KS_NUMBER_GID = 7,
+        KS_NUMBER_ANOTHER = 8,
+        KS_NUMBER_EUID = 9,
+        KS_NUMBERS_ASKED = 10,
+};
+
+enum ks_mode {
+        KS_MODE_UNNAMED = 0,
+        KS_MODE_OFF = 1,
+        KS_MODE_PERMISSIVE = 2,
+        KS_MODE_ENFORCE = 3,
+};
+
+enum ks_action {
+        KS_ACTION_LOG = 1,
+        KS_ACTION_DENY = 2,
+        KS_ACTION_KILL = 3,
+};
+
+enum ks_way_flag {
+        KS_WAY_ANOMALOUS = 1, /* and only if the score is over its threshold */
+};
+
+/* One way for a rule to speak at a hook: all bits of need hold, none of forbid does, as far as they are known. */
+struct ks_way {
+        __u64 need[KS_WORDS];
+        __u64 forbid[KS_WORDS];
+        __u64 calls;          /* bits of the system calls it speaks in; see the map calls */
+        __u32 rule;           /* index among the policy's rules */
+        __u8 mode;            /* enum ks_mode */
+        __u8 action;          /* enum ks_action */
+        __u8 flags;           /* enum ks_way_flag */
+        __u8 unused;
+};
+
+/* A number in one of the ranges, or (bits set) equal to second under the mask first: then bit holds. */
+struct ks_number_test {
+        __u8 number;          /* enum ks_number */
+        __u8 bits;
+        __u8 bit;             /* in KS_WORD_NUMBERS */
+        __u8 count;           /* of ranges */
+        __u32 unused;
+        __u32 first[KS_RANGES];
+        __u32 second[KS_RANGES];
+};
+
+struct ks_hook_policy {
+        __u16 first;          /* way */
+        __u16 count;
+        __u16 first_test;
+        __u16 tests;
+        __u64 words;          /* bits: words that any of its ways asks for */
+};
+
+/* A whole policy: exchanged as one. */
+struct ks_policy {
+        __u32 epoch;          /* of its names, networks and places */
+        __u32 closed;         /* what can't be told speaks against the operation */
+        __u64 cased;          /* sets of names that are compared byte by byte */
+        __u64 folded;         /* ... without regard to case */
+        __u32 kinds;          /* bits: 1 << enum ks_name_kind that are in use */
+        __u32 unused;
+        __u64 tested;         /* bits in KS_WORD_NUMBERS that number tests decide */
+        __u64 networked;      /* ... that networks decide */
+        struct ks_hook_policy hooks[KS_HOOKS];
+        struct ks_number_test tests[KS_NUMBER_TESTS];
+        struct ks_way ways[KS_WAYS];
+};
+
+/* How a path is compared. The hash is taken over its bytes from the last to the first. */
+enum ks_name_kind {
+        KS_NAME_SUFFIX1 = 0,  /* its last name with the slash before it; then its last two, ... */
+        KS_NAME_SUFFIX4 = 3,
+        KS_NAME_EXACT = 4,
+        KS_NAME_PREFIX = 5,
+        KS_NAME_CASED = 8,    /* added: bytes as they are; otherwise ASCII letters folded */
+};
+
+struct ks_name_key {
+        __u64 hash;
+        __u32 epoch;
+        __u32 kind;
+};
+
+struct ks_beginning {
+        __u32 bits;           /* of what follows */
+        __u32 epoch;
+        __u8 cased;
+        __u8 path[KS_PREFIX];
+        __u8 unused[3];
+};
+
+/* IPv4 addresses are mapped: ::ffff:a.b.c.d. Each network's value has the bits of all that contain it, too. */
+struct ks_network {
+        __u32 bits;           /* of what follows */
+        __u32 epoch;
+        __u8 address[16];
+};
+
+/* A file or a directory, wherever it is mounted or linked. */
+struct ks_place {
+        __u64 inode;
+        __u32 device;         /* as in /proc/self/mountinfo: major << 20 | minor */
+        __u32 epoch;
+};
+
+struct ks_places {
+        __u64 is;             /* bits in KS_WORD_PLACES of sets that this very file is in */
+        __u64 under;          /* ... that whatever is below it is in */
+        __u64 who;            /* bits in KS_WORD_WHO */
+};
+
+/* Who is never denied anything. */
+enum ks_spared_kind {
+        KS_SPARED_EXECUTABLE = 1, /* a: device, b: inode */
+        KS_SPARED_PROCESS = 2,    /* a: tgid, b: start, as in struct ks_header */
+};
+
+enum ks_spared_flag {
+        KS_SPARED_CHILDREN = 1,   /* and the processes that it starts, while it is their parent; not theirs */
+};
+
+struct ks_spared {
+        __u64 b;
+        __u32 a;
+        __u32 kind;
+};
+
+/* A verdict on a process; its children are born with it. */
+enum ks_sentence_kind {
+        KS_SENTENCE_QUARANTINE = 1, /* no execution, no connection, no file opened for writing, no process taken hold of */
+        KS_SENTENCE_KILL = 2,
+};
+
+struct ks_sentenced {
+        __u64 start_ns;
+        __u32 tgid;
+        __u32 unused;
+};
+
+struct ks_sentence {
+        __u64 until_ns;       /* CLOCK_BOOTTIME */
+        __u32 rule;           /* as user space knows it */
+        __u8 kind;            /* enum ks_sentence_kind */
+        __u8 mode;            /* enum ks_mode */
+        __u16 unused;
+};
+
+/* What user space may change at any time, by a store into mapped memory; each run of a program reads it once. */
+struct ks_switch {
+        __u32 mode;           /* enum ks_mode: where neither rule nor cgroup have one */
+        __u32 released;       /* nothing is denied, whatever else says so */
+        __u32 sentences;      /* there are some */
+        __u32 canary_tid;
+        __u32 canary_hook;
+        __u32 canary_nonce;   /* comes back in the record */
+        __u64 heartbeat_ns;   /* CLOCK_BOOTTIME */
+        __u64 hold_ns;        /* a heartbeat older than this opens everything; 0: never asked */
+        __u64 two_key_ns;     /* ... than this: scores don't count any more; 0: never asked */
+        __u64 over_ns;        /* for how long a process counts as over its threshold after it was */
+        __u32 own_tgid;
+        __u32 denials_a_second; /* records of one process; 0: no limit */
+        __u32 cgroups;        /* there are modes of control groups */
+        __u32 unused;
+};
+
+enum ks_outcome {
+        KS_OUTCOME_DENIED = 1,
+        KS_OUTCOME_WOULD_DENY = 2,
+        KS_OUTCOME_LOGGED = 3,
+        KS_OUTCOME_SPARED = 4,   /* by the never-list */
+        KS_OUTCOME_RELEASED = 5, /* by the release, or an old heartbeat */
+        KS_OUTCOMES = 6,
+};
+
+enum ks_denial_flag {
+        KS_DENIAL_ANOMALOUS = 1, /* the score was over its threshold */
+        KS_DENIAL_SENTENCE = 2,  /* rule is a sentence's, kind its kind */
+        KS_DENIAL_CANARY = 4,
+        KS_DENIAL_UNTOLD = 8,    /* something could not be told, and the policy is closed */
+        KS_DENIAL_KILLED = 16,
+        KS_DENIAL_CUT = 32,      /* the path ends below the root */
+        KS_DENIAL_IO_URING = 64,
+};
+
+/* A guard has spoken. */
+struct ks_denial {
+        struct ks_header header;
+        __u32 epoch;          /* of the policy */
+        __u32 rule;
+        __u16 way;
+        __u16 hook;
+        __u16 token;          /* of the system call */
+        __u16 flags;          /* enum ks_denial_flag */
+        __u8 outcome;         /* enum ks_outcome */
+        __u8 action;
+        __u8 mode;            /* that was decisive */
+        __u8 kind;            /* enum ks_sentence_kind */
+        __u32 nonce;
+        __u32 uid;
+        __u32 euid;
+        __u32 mean;           /* of the thread, then */
+        __u32 cusum;
+        __u32 process;
+        __u32 traits;
+        __u32 known;          /* which of the numbers are there: bits */
+        __u32 numbers[KS_NUMBERS_ASKED];
+        __u8 address[16];
+        __u64 cgroup;
+        __u16 addressed;      /* the address is there */
+        __u16 lengths[2];     /* of the paths that follow, one after the other */
+        __u16 unused;
+};
+
+/* One a CPU, changed by atomic additions alone: guards may interrupt each other. */
+struct ks_guard_counters {
+        __u64 outcomes[KS_OUTCOMES];
+        __u64 records_sent;
+        __u64 records_dropped; /* no room */
+        __u64 records_limited; /* beyond what one process may send in a second */
+        __u64 too_deep;        /* a file lies deeper than KS_DEPTH */
+        __u64 no_room;         /* all working places were taken, or no policy was there */
+        __u64 sequence;
+        __u64 sentences_lost;  /* a child was born without its parent's: the map was full */
+        __u64 evaluated;       /* operations that some way was tried on */
 };
 
 #endif

@@ -9,7 +9,7 @@ import ctypes
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 
-VERSION = 2
+VERSION = 3
 WINDOW = 64
 TOKENS = 4096
 TEXT = 4096
@@ -33,6 +33,7 @@ class Kind(IntEnum):
     EXEC = 3
     EXIT = 4
     CALL = 5
+    DENIAL = 6
 
 
 class Choice(IntEnum):
@@ -304,6 +305,26 @@ class ProfileKey(ctypes.Structure):
     _fields_ = (("program", c_uint64), ("service", c_uint64), ("epoch", c_uint32), ("unused", c_uint32))
 
 
+class Told(IntFlag):
+    """What is known of a path."""
+
+    PATH = 1
+    ASCII = 2
+
+
+class Named(ctypes.Structure):
+    """struct ks_named: which sets of names a process' paths are in."""
+
+    _fields_ = (
+        ("program", c_uint64),
+        ("parent", c_uint64),
+        ("service", c_uint64),
+        ("ancestors", c_uint64),
+        ("known", c_uint8 * 4),
+        ("epoch", c_uint32),
+    )
+
+
 class Process(ctypes.Structure):
     """struct ks_process: what the kernel side knows of a process."""
 
@@ -318,7 +339,8 @@ class Process(ctypes.Structure):
         ("second_tick", c_uint64),
         ("over_ns", c_uint64),
         ("gone", c_uint32),
-        ("unused", c_uint32),
+        ("row", c_uint32),
+        ("named", Named),
     )
 
 
@@ -349,6 +371,7 @@ class Counters(ctypes.Structure):
         ("choices", c_uint64 * 4),
         ("classes", c_uint64 * CLASSES),
         ("exec_tokens", c_uint64),
+        ("hook_tokens", c_uint64),
         ("windows_sent", c_uint64),
         ("windows_dropped", c_uint64),
         ("windows_shed", c_uint64),
@@ -386,6 +409,7 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "ks_config": Config,
     "ks_profile": Profile,
     "ks_profile_key": ProfileKey,
+    "ks_named": Named,
     "ks_process": Process,
     "ks_filter": Filter,
     "ks_prefix": Prefix,
