@@ -8,10 +8,12 @@
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 typedef struct { __u32 val; } kuid_t;
+typedef struct { __u32 val; } kgid_t;
 struct cred { kuid_t uid; kuid_t euid; };
-struct qstr { const unsigned char *name; };
-struct inode { unsigned int i_nlink; };
-struct dentry { struct dentry *d_parent; struct qstr d_name; };
+struct qstr { __u32 len; const unsigned char *name; };
+struct super_block { __u32 s_dev; unsigned long s_magic; };
+struct inode { unsigned short i_mode; kuid_t i_uid; unsigned int i_nlink; unsigned long i_ino; struct super_block *i_sb; };
+struct dentry { struct dentry *d_parent; struct qstr d_name; struct inode *d_inode; };
 struct vfsmount { struct dentry *mnt_root; };
 struct mnt_namespace;
 struct mount {
@@ -21,7 +23,7 @@ struct mount {
         struct mnt_namespace *mnt_ns;
 };
 struct path { struct vfsmount *mnt; struct dentry *dentry; };
-struct file { struct path f_path; struct inode *f_inode; };
+struct file { struct path f_path; struct inode *f_inode; unsigned int f_flags; };
 struct fdtable { unsigned int max_fds; struct file **fd; };
 struct files_struct { struct fdtable *fdt; };
 struct fs_struct { struct path root; struct path pwd; };
@@ -36,6 +38,7 @@ struct task_struct {
         void *stack;
         int pid;
         int tgid;
+        unsigned int flags;
         __u64 start_boottime;
         struct task_struct *group_leader;
         struct task_struct *real_parent;
@@ -46,8 +49,14 @@ struct task_struct {
         struct files_struct *files;
         kuid_t loginuid;
 };
-struct linux_binprm { const char *filename; const char *interp; };
-
+struct linux_binprm { struct file *file; struct cred *cred; const char *filename; const char *interp; };
+struct sock_common { unsigned short skc_family; };
+struct sock { struct sock_common __sk_common; };
+struct unix_sock { struct path path; };
+struct socket { struct sock *sk; };
+struct msghdr { void *msg_name; int msg_namelen; };
+union bpf_attr;
+struct kernel_siginfo;
 
 struct seq_file;
 struct bpf_iter_meta { struct seq_file *seq; __u64 session_id; __u64 seq_num; };
@@ -55,11 +64,11 @@ struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; };
 
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
-        unsigned long bp, bx, r10, r9, r8, cx, dx, si, di;
+        unsigned long bp, bx, r10, r9, r8, cx, dx, si, di, orig_ax;
 };
 #elif defined(__TARGET_ARCH_arm64)
 struct user_pt_regs { __u64 regs[31]; };
-struct pt_regs { struct user_pt_regs user_regs; };
+struct pt_regs { struct user_pt_regs user_regs; int syscallno; };
 #endif
 
 #pragma clang attribute pop

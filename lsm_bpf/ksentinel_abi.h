@@ -300,6 +300,8 @@ struct ks_process {
         __u64 over_ns;        /* when one of its windows was last flagged */
         __u32 gone;           /* its exit has been told */
         __u32 row;            /* of the thread of it that was identified last */
+        __u32 denials;        /* records of guards in the second below */
+        __u32 denials_second;
         struct ks_named named;
 };
 
@@ -578,6 +580,14 @@ struct ks_places {
         __u64 is;             /* bits in KS_WORD_PLACES of sets that this very file is in */
         __u64 under;          /* ... that whatever is below it is in */
         __u64 who;            /* bits in KS_WORD_WHO */
+};
+
+/* Where a system call's flags stand, for hooks that aren't told them. */
+struct ks_flags_at {
+        __u8 argument;        /* from 1; 0: nowhere */
+        __u8 given;           /* the value is always the same */
+        __u16 unused;
+        __u32 value;
 };
 
 /* Who is never denied anything. */

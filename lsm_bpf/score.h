@@ -239,7 +239,25 @@ done:
         thread->sum = 0;
         thread->scored = thread->scored_calls = thread->unscored_calls = 0;
         thread->peak_mean = thread->peak_cusum = 0;
+        thread->over_told = 0;
         return 0;
+}
+
+/* The process remembers that one of its threads is over a limit: at once, for guards ask at any time. */
+static __noinline int tell_over(struct task_struct *task, struct thread *thread)
+{
+        struct ks_process *process = bpf_task_storage_get(&processes, task->group_leader, 0, 0);
+
+        if (process)
+                process->over_ns = bpf_ktime_get_boot_ns();
+        thread->over_told = 1;
+        return 0;
+}
+
+/* Whether the thread has just come over a limit, for the first time in this window. */
+static __always_inline int is_over(const struct thread *thread, const struct ks_profile *row)
+{
+        return (thread->mean > row->mean_limit || thread->cusum > row->cusum_limit) && !thread->over_told;
 }
 
 /* Adds a token; tells whether the window is full by then. */
@@ -262,8 +280,10 @@ static __always_inline int append(struct thread *thread, __u32 token)
         return n + 1 >= KS_WINDOW;
 }
 
+enum scored { UNSCORED, SCORED, SCORED_OVER };
+
 /* Scores the token that was appended last; tells whether there was a model to do so. */
-static __always_inline int score(const struct ks_config *cfg, struct thread *thread)
+static __always_inline enum scored score(const struct ks_config *cfg, struct thread *thread)
 {
         __u32 at = thread->row, k = thread->level + 1, found;
         struct ks_profile *row;
@@ -284,7 +304,7 @@ static __always_inline int score(const struct ks_config *cfg, struct thread *thr
                 found = at_most(found + row->penalty[0], KS_SURPRISE);
         }
         accumulate(thread, row, found);
-        return 1;
+        return is_over(thread, row) ? SCORED_OVER : SCORED;
 }
 
 /* The surprise of a lineage: to, what it was before, and before that. */
@@ -380,6 +400,8 @@ static __noinline int identify(const struct ks_config *cfg, struct task_struct *
                         excluded = 0;
         }
         thread->row = !cfg->scoring ? KS_ROW_NONE : row ? *row : cfg->base;
+        if (process)
+                process->row = thread->row;
         thread->ignored = excluded ? EXCLUDED : WATCHED;
         return 0;
 }

@@ -14,7 +14,7 @@
 
 /* A program never interrupts itself on one CPU (the kernel counts the attempt as a missed run), but one may interrupt
  * another: so each has counters and scratch space of its own, and plain additions are exact. */
-enum program { SYS_ENTER, FORK, EXEC, EXIT, SWEEP, PROGRAMS };
+enum program { SYS_ENTER, FORK, EXEC, EXIT, SWEEP, GUARD, PROGRAMS };
 
 #define SLOT_BITS 14
 #define SLOTS (1 << SLOT_BITS)
@@ -61,7 +61,9 @@ struct thread {
         __u64 call_args[6];  /* of the last call whose arguments are wanted */
         __u64 cgroup;        /* when it was identified, where somebody is wanted by such */
         __u32 uid;           /* likewise */
+        __u32 over_told;     /* its process knows that it is over a limit; once a window */
         __u32 unused;
+        __u32 hooks;         /* guards that spoke in the call that ends: a byte each, the last one lowest */
 };
 
 struct hashing {
@@ -306,7 +308,7 @@ static __always_inline int is_of(struct thread *thread, struct task_struct *task
 }
 
 /* The state of a thread that has none yet: called by the thread itself, or by its maker before it runs. */
-static __noinline struct thread *new_thread(struct task_struct *task)
+static __noinline __attribute__((unused)) struct thread *new_thread(struct task_struct *task)
 {
         __u64 stack = stack_of(task), owner;
         struct slot *slot = slot_of(stack);

@@ -21,13 +21,12 @@
  * another thread may change them in between (so they are what was asked at that moment, not proof of what was done).
  * Arguments of ks_exec are the new program's own copy, read after the exec succeeded: those can't be raced. */
 #include "state.h"
+#include "calls.h"
 #include "paths.h"
+#include "names.h"
 #include "score.h"
 
 #define AT_FDCWD (-100)
-#define X32_BIT 0x40000000
-#define TS_COMPAT 0x0002     /* x86: this call came through the 32-bit entry */
-#define TIF_32BIT_ARM64 22
 #define PIDTYPE_SID 3
 #define AF_INET 2
 #define AF_INET6 10
@@ -41,18 +40,6 @@ enum reading { FIRST, AGAIN, BLIND };
 
 /* Kernels from 6.2 on read what an address points to without a call for it. */
 extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
-
-/* Whether this call came through the 32-bit entry. Only the task tells: what stands in the registers a program can choose. */
-static __always_inline int is_compat(const struct task_struct *task)
-{
-#if defined(__TARGET_ARCH_x86)
-        return !!(task->thread_info.status & TS_COMPAT);
-#elif defined(__TARGET_ARCH_arm64)
-        return !!(task->thread_info.flags & (1UL << TIF_32BIT_ARM64));
-#else
-        return 0;
-#endif
-}
 
 /* A call's token, of its number and its ABI. Where the kernel serves no 32-bit programs nobody needs to ask for that. */
 static __always_inline __u32 token_of(const struct ks_config *cfg, struct slot *slot, __u64 stack, long id, int direct)
@@ -70,38 +57,7 @@ static __always_inline __u32 token_of(const struct ks_config *cfg, struct slot *
                 if (task ? is_compat(task) : is_compat(bpf_get_current_task_btf()))
                         abi = KS_TOKEN_COMPAT;
         }
-#if defined(__TARGET_ARCH_x86)
-        if (!abi && id > 0 && (id & X32_BIT)) {
-                abi = KS_TOKEN_X32;
-                id &= ~X32_BIT;
-        }
-#endif
-        return id < 0 || id >= KS_NUMBERS ? KS_TOKEN_INVALID : abi | (__u32)id;
-}
-
-/* The six arguments, from the registers of the ABI that the call came through. */
-static __always_inline void read_args(__u64 *args, struct pt_regs *regs, __u32 token)
-{
-#if defined(__TARGET_ARCH_x86)
-        if ((token & 0x0c00) == KS_TOKEN_COMPAT) {
-                args[0] = (__u32)BPF_CORE_READ(regs, bx);
-                args[1] = (__u32)BPF_CORE_READ(regs, cx);
-                args[2] = (__u32)BPF_CORE_READ(regs, dx);
-                args[3] = (__u32)BPF_CORE_READ(regs, si);
-                args[4] = (__u32)BPF_CORE_READ(regs, di);
-                args[5] = (__u32)BPF_CORE_READ(regs, bp);
-                return;
-        }
-        args[0] = BPF_CORE_READ(regs, di);
-        args[1] = BPF_CORE_READ(regs, si);
-        args[2] = BPF_CORE_READ(regs, dx);
-        args[3] = BPF_CORE_READ(regs, r10);
-        args[4] = BPF_CORE_READ(regs, r8);
-        args[5] = BPF_CORE_READ(regs, r9);
-#elif defined(__TARGET_ARCH_arm64)
-        for (int i = 0; i < 6; i++)
-                args[i] = BPF_CORE_READ(regs, user_regs.regs[i]);
-#endif
+        return token_by_abi(id, abi);
 }
 
 static __always_inline __u64 arg(const struct ks_call *call, __u8 number)
@@ -247,6 +203,30 @@ static __always_inline void append_class(__u32 program, struct ks_counters *c, s
         score(cfg, thread);
         if (full)
                 close_window(program, c, task, thread, KS_CAUSE_FULL);
+}
+
+/* Guards that spoke in the call before become tokens of their own. */
+static __noinline int append_hooks(__u32 program, struct ks_counters *c, struct task_struct *task, struct thread *thread)
+{
+        struct ks_config *cfg = bpf_map_lookup_elem(&config, &zero);
+        __u32 hooks = __sync_lock_test_and_set(&thread->hooks, 0);
+
+        if (!cfg || !c)
+                return 0;
+        for (int i = 3; i >= 0; i--) {
+                __u32 hook = hooks >> 8 * i & 0xff;
+
+                if (!hook)
+                        continue;
+                c->hook_tokens++;
+                if (append(thread, KS_TOKEN_HOOK | hook)) {
+                        score(cfg, thread);
+                        close_window(program, c, task, thread, KS_CAUSE_FULL);
+                } else {
+                        score(cfg, thread);
+                }
+        }
+        return 0;
 }
 
 /* Whether the process has sent more arguments in this second than one may: its flood must not cost others theirs. */
@@ -403,6 +383,7 @@ static __always_inline int sys_enter(struct bpf_raw_tracepoint_args *ctx, int di
         struct ks_capture *want;
         struct thread *thread;
         int full, stranger;
+        enum scored scored;
         __u32 token;
 
         if (!c || !cfg)
@@ -436,13 +417,18 @@ static __always_inline int sys_enter(struct bpf_raw_tracepoint_args *ctx, int di
                 }
         }
         token = token_of(cfg, slot, stack, ctx->args[1], direct);
+        if (thread->hooks)
+                append_hooks(SYS_ENTER, c, bpf_get_current_task_btf(), thread);
         if (thread->postponed)
                 send_call(SYS_ENTER, bpf_get_current_task_btf(), thread, AGAIN);
         full = append(thread, token);
-        if (score(cfg, thread))
+        scored = score(cfg, thread);
+        if (scored)
                 thread->scored_calls++;
         else
                 thread->unscored_calls++;
+        if (scored == SCORED_OVER)
+                tell_over(bpf_get_current_task_btf(), thread);
         if (full)
                 close_window(SYS_ENTER, c, bpf_get_current_task_btf(), thread, KS_CAUSE_FULL);
 
@@ -472,6 +458,8 @@ int on_sys_enter_old(struct bpf_raw_tracepoint_args *ctx)
 static __always_inline void flush(__u32 program, struct ks_counters *c, struct task_struct *task,
                                   struct thread *thread, __u16 cause)
 {
+        if (thread->hooks && !thread->ignored)
+                append_hooks(program, c, task, thread);
         if (thread->postponed)
                 send_call(program, task, thread, BLIND);
         close_window(program, c, task, thread, cause);
@@ -555,6 +543,7 @@ int on_fork(__u64 *ctx)
                 below = above ? bpf_task_storage_get(&processes, child, 0, BPF_LOCAL_STORAGE_GET_F_CREATE) : 0;
                 if (below) {
                         inherit_process(above, below, parent->tgid <= 1, share);
+                        name_child(above, below);
                         score = below->score;
                 } else if (above) {
                         missing = 1;
@@ -563,6 +552,7 @@ int on_fork(__u64 *ctx)
         c->no_inheritance += missing;
         if (!process_born)
                 return 0;
+        pass_sentence(parent, child);
         c->lifecycle++;
         sequence = c->records++;
         f = bpf_ringbuf_reserve(&ring, sizeof(*f), 0);
@@ -672,8 +662,10 @@ static __noinline struct ks_process *process_of(struct task_struct *task)
         if (!process || !parent)
                 return process;
         above = bpf_task_storage_get(&processes, parent->group_leader, 0, 0);
-        if (above)
+        if (above) {
                 inherit_process(above, process, parent->tgid <= 1, 0);
+                name_child(above, process);
+        }
         return process;
 }
 
@@ -748,6 +740,7 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
         s->exec.service = s->exec.before[0] = s->exec.before[1] = 0;
         if (process) {
                 become(task, process, program, program_flags);
+                name_program(process, exe);
                 s->exec.known = process->known;
                 s->exec.before[0] = process->before[0];
                 s->exec.before[1] = process->before[1];
@@ -787,6 +780,18 @@ int on_exec(struct bpf_raw_tracepoint_args *ctx)
         return 0;
 }
 
+static __always_inline void lift_sentence(struct task_struct *task)
+{
+        struct ks_switch *sw = switch_now();
+        struct ks_sentenced key = {};
+
+        if (!sw || !sw->sentences)
+                return;
+        key.start_ns = BPF_CORE_READ(task, group_leader, start_boottime) / START_STEP * START_STEP;
+        key.tgid = task->tgid;
+        bpf_map_delete_elem(&sentences, &key);
+}
+
 SEC("raw_tp/sched_process_exit")
 int on_exit(void *ctx __attribute__((unused)))
 {
@@ -811,6 +816,7 @@ int on_exit(void *ctx __attribute__((unused)))
         leader = bpf_task_storage_get(&processes, task->group_leader, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
         if (leader && __sync_lock_test_and_set(&leader->gone, 1))
                 return 0;
+        lift_sentence(task);
         c->lifecycle++;
         sequence = c->records++;
         x = bpf_ringbuf_reserve(&ring, sizeof(*x), 0);

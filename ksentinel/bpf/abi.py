@@ -340,6 +340,8 @@ class Process(ctypes.Structure):
         ("over_ns", c_uint64),
         ("gone", c_uint32),
         ("row", c_uint32),
+        ("denials", c_uint32),
+        ("denials_second", c_uint32),
         ("named", Named),
     )
 

@@ -319,6 +319,17 @@ class Places(ctypes.Structure):
     )
 
 
+class FlagsAt(ctypes.Structure):
+    """struct ks_flags_at."""
+
+    _fields_ = (
+        ("argument", c_uint8),
+        ("given", c_uint8),
+        ("unused", c_uint16),
+        ("value", c_uint32),
+    )
+
+
 class Spared(ctypes.Structure):
     """struct ks_spared."""
 
@@ -430,6 +441,7 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "ks_network": Network,
     "ks_place": Place,
     "ks_places": Places,
+    "ks_flags_at": FlagsAt,
     "ks_spared": Spared,
     "ks_sentenced": Sentenced,
     "ks_sentence": Sentence,

@@ -31,6 +31,8 @@ _MAX_PRINT = 17 << 20
 # bpf(2): commands used without libbpf's help.
 _BPF_OBJ_GET_INFO_BY_FD = 15
 _BPF_TRACE_FENTRY = 24
+_BPF_LSM_MAC = 27
+_BPF_MAP_TYPE_ARRAY = 2
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_GLOBAL = 1
@@ -59,6 +61,8 @@ class Library:
             "bpf_object__close": (None, [pointer]),
             "bpf_object__find_program_by_name": (pointer, [pointer, text]),
             "bpf_object__find_map_by_name": (pointer, [pointer, text]),
+            "bpf_object__next_map": (pointer, [pointer, pointer]),
+            "bpf_map__name": (text, [pointer]),
             "bpf_program__attach": (pointer, [pointer]),
             "bpf_program__attach_iter": (pointer, [pointer, pointer]),
             "bpf_program__fd": (number, [pointer]),
@@ -66,7 +70,11 @@ class Library:
             "bpf_link__destroy": (number, [pointer]),
             "bpf_link__fd": (number, [pointer]),
             "bpf_iter_create": (number, [number]),
+            "bpf_link__pin": (number, [pointer, text]),
             "bpf_map__fd": (number, [pointer]),
+            "bpf_map__reuse_fd": (number, [pointer, number]),
+            "bpf_obj_get": (number, [text]),
+            "bpf_obj_pin": (number, [number, text]),
             "bpf_map__max_entries": (c_uint32, [pointer]),
             "bpf_map__set_max_entries": (number, [pointer, c_uint32]),
             "bpf_map_lookup_elem": (number, [number, pointer, pointer]),
@@ -132,10 +140,9 @@ ANY, NOEXIST = 0, 1
 class Map:
     """A BPF map; keys are 32-bit numbers or ctypes structures, values ctypes structures."""
 
-    def __init__(self, pointer: int) -> None:
-        self._pointer = pointer
-        self.fd: int = library().lib.bpf_map__fd(pointer)
-        self.max_entries: int = library().lib.bpf_map__max_entries(pointer)
+    def __init__(self, fd: int, max_entries: int = 1) -> None:
+        self.fd = fd
+        self.max_entries = max_entries
 
     def update(self, key: Key, value: Any, flags: int = ANY) -> bool:
         """
@@ -305,8 +312,36 @@ class Object:
     def map(self, name: str) -> Map:
         """Return a map by name."""
         if name not in self._maps:
-            self._maps[name] = Map(self._find("map", name))
+            pointer = self._find("map", name)
+            lib = library().lib
+            self._maps[name] = Map(lib.bpf_map__fd(pointer), lib.bpf_map__max_entries(pointer))
         return self._maps[name]
+
+    def map_names(self) -> set[str]:
+        """Return the names of its maps, without those that hold its variables."""
+        lib, names = library().lib, set()
+        pointer = lib.bpf_object__next_map(self._object, None)
+        while pointer:
+            names.add(lib.bpf_map__name(pointer).decode())
+            pointer = lib.bpf_object__next_map(self._object, pointer)
+        return {name for name in names if "." not in name}
+
+    def share(self, other: "Object") -> None:
+        """Use the maps of *other*, which is loaded, in place of one's own of the same names; before `load`. Raises HostError."""
+        for name in sorted(self.map_names() & other.map_names()):
+            self.reuse(name, other.map(name).fd)
+
+    def reuse(self, name: str, fd: int) -> None:
+        """Use a map that is there already in place of one's own; before `load`. Raises HostError if it is of another kind."""
+        code = library().lib.bpf_map__reuse_fd(self._find("map", name), fd)
+        if code:
+            raise library().failure(f"sharing the map {name}", code)
+
+    def pin(self, program: str, path: Path) -> None:
+        """Keep a program attached after this process has ended, by a name in a BPF file system; raises HostError."""
+        code = library().lib.bpf_link__pin(self._links[program], os.fsencode(path))
+        if code:
+            raise library().failure(f"pinning {program}", code)
 
     def run(self, program: str, *arguments: int) -> None:
         """Run a raw tracepoint's program once, here and now, with these arguments; raises HostError."""
@@ -333,6 +368,45 @@ class Object:
         if not pointer:
             raise HostError(f"has no {kind} {name}", at=self.path, remedy="make bpf")
         return pointer
+
+
+def new_array(name: str, value: ctypes.Structure) -> int:
+    """Return the descriptor of a new array map of that one *value*; raises HostError."""
+    lib = library().lib
+    fd: int = lib.bpf_map_create(
+        _BPF_MAP_TYPE_ARRAY, name.encode(), 4, ctypes.sizeof(value), 1, None
+    )
+    if fd < 0:
+        raise library().failure(f"making the map {name}", fd)
+    try:
+        Map(fd).update(0, value)
+    except HostError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def pin(fd: int, path: Path) -> None:
+    """Keep a map by a name in a BPF file system; raises HostError."""
+    code = library().lib.bpf_obj_pin(fd, os.fsencode(path))
+    if code:
+        raise library().failure(f"pinning {path}", code)
+
+
+def pinned(path: Path) -> int | None:
+    """Return the descriptor of what is pinned there, None if nothing is; raises HostError."""
+    fd: int = library().lib.bpf_obj_get(os.fsencode(path))
+    if fd == -errno.ENOENT:
+        return None
+    if fd < 0:
+        raise library().failure(f"opening {path}", fd)
+    return fd
+
+
+def kernel_has_hook(hook: str) -> bool:
+    """Tell whether this kernel asks BPF programs at that LSM hook."""
+    found: int = library().lib.libbpf_find_vmlinux_btf_id(hook.encode(), _BPF_LSM_MAC)
+    return found > 0
 
 
 def kernel_has(function: str) -> bool:

@@ -1,0 +1,498 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+/* Which sets of names a path is in, and which protected places it lies in: what policies compare. Shared by the guards, which ask
+ * it of an operation's files, and the collector, which asks it of each program once, when it is executed. */
+#ifndef KSENTINEL_NAMES_H
+#define KSENTINEL_NAMES_H
+
+#include "state.h"
+#include "paths.h"
+
+#define DESKS 4              /* a CPU: guards may interrupt each other, so each sits at a desk of its own */
+#define FILES 2              /* of one operation */
+#define START_STEP 10000000ULL /* user space knows when a process started by hundredths of a second */
+
+/* What a path came to. */
+struct told {
+        __u64 sets;          /* sets of names that it is in */
+        __u64 is;            /* places */
+        __u64 who;
+        __u32 known;         /* enum ks_told */
+        __u32 too_deep;
+};
+
+/* The way up from a file to the root. */
+struct ascent {
+        __u64 mnt;
+        __u64 dentry;
+        __u32 at;            /* where the text begins */
+        __u32 epoch;
+        __u32 steps;
+        __u32 with_text;
+        __u32 with_places;
+        __u32 done;
+        __u32 adrift;
+        __u32 unused;
+};
+
+/* A path, read from its end. */
+struct spelling {
+        __u64 folded;
+        __u64 cased;
+        __u32 at;            /* one behind the byte to read next */
+        __u32 begin;
+        __u32 kinds;
+        __u32 slashes;
+        __u32 name;          /* bytes of the name so far */
+        __u32 dots;
+        __u32 odd;           /* it makes detours */
+        __u32 wide;          /* it has bytes outside ASCII */
+};
+
+/* Where a guard works. It stands in a map: what a task does must survive that another one interrupts it, and a stack is too
+ * small for a path. */
+struct desk {
+        __u32 busy;
+        __u32 hook;
+        __u64 call;          /* bits of the system call, as in ks_way.calls */
+        __u64 holds[KS_WORDS];
+        __u64 known[KS_WORDS];
+        __u32 untold;        /* bits: words that nobody has looked for yet */
+        __u32 wanted;        /* bits: such words that ways which may still speak ask for */
+        __u64 against;       /* what speaks against the way being tried */
+        __u64 of_process;    /* ... and what of it has still to be found out */
+        __u64 of_names;
+        __u64 of_places;
+        __u64 wanted_process; /* the same of all ways that may still speak */
+        __u64 wanted_names;
+        __u64 wanted_places;
+        __u32 untellable;    /* bits: words that can't be told, and the policy is closed */
+        __u32 files;
+        __u32 first_unseen;  /* of two files only the second has a path at this hook */
+        __u64 mnt[FILES];
+        __u64 dentry[FILES];
+        __u64 asked;         /* an execution: the path as it was asked for */
+        __u32 own_service;   /* the process is its own service, and about to become the file executed */
+        __u32 anomalous;
+        __u32 scores_told;
+        __u32 mode;          /* of the host, when this run began */
+        __u32 best;          /* the way that speaks loudest; KS_WAYS: none */
+        __u32 best_rank;
+        __u32 best_mode;
+        __u32 cgroup_mode;
+        __u32 cgroup_told;
+        __u32 sentenced;
+        struct ks_sentence sentence;
+        struct ks_switch now;
+        struct told told;
+        struct ascent ascent;
+        struct spelling spelling;
+        struct ks_name_key name;
+        struct ks_beginning beginning;
+        struct ks_network network;
+        /* A path, root first, ending at KS_TEXT; the last name may be written beyond it for a moment. */
+        __u8 text[KS_TEXT + KS_NAME];
+        struct ks_denial denial;
+        __u8 data[FILES * KS_TEXT + KS_NAME];
+};
+
+struct {
+        __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+        __uint(max_entries, DESKS);
+        __type(key, __u32);
+        __type(value, struct desk);
+} desks SEC(".maps");
+
+struct policy_map {
+        __uint(type, BPF_MAP_TYPE_ARRAY);
+        __uint(max_entries, 1);
+        __type(key, __u32);
+        __type(value, struct ks_policy);
+} first_policy SEC(".maps");
+
+/* One place, exchanged as a whole: a program that runs has either the old policy or the new one. */
+struct {
+        __uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+        __uint(max_entries, 1);
+        __type(key, __u32);
+        __array(values, struct policy_map);
+} policies SEC(".maps") = {.values = {&first_policy}};
+
+struct {
+        __uint(type, BPF_MAP_TYPE_ARRAY);
+        __uint(max_entries, 1);
+        __uint(map_flags, BPF_F_MMAPABLE);
+        __type(key, __u32);
+        __type(value, struct ks_switch);
+} switches SEC(".maps");
+
+struct {
+        __uint(type, BPF_MAP_TYPE_HASH);
+        __uint(max_entries, 131072);
+        __uint(map_flags, BPF_F_NO_PREALLOC);
+        __type(key, struct ks_name_key);
+        __type(value, __u64);
+} name_sets SEC(".maps");
+
+struct {
+        __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+        __uint(max_entries, 16384);
+        __uint(map_flags, BPF_F_NO_PREALLOC);
+        __type(key, struct ks_beginning);
+        __type(value, __u64);
+} beginnings SEC(".maps");
+
+struct {
+        __uint(type, BPF_MAP_TYPE_HASH);
+        __uint(max_entries, 131072);
+        __uint(map_flags, BPF_F_NO_PREALLOC);
+        __type(key, struct ks_place);
+        __type(value, struct ks_places);
+} places SEC(".maps");
+
+/* A verdict on a process, and so on those that it forks from then on. */
+struct {
+        __uint(type, BPF_MAP_TYPE_HASH);
+        __uint(max_entries, 65536);
+        __type(key, struct ks_sentenced);
+        __type(value, struct ks_sentence);
+} sentences SEC(".maps");
+
+struct {
+        __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+        __uint(max_entries, 1);
+        __type(key, __u32);
+        __type(value, struct ks_guard_counters);
+} guard_counters SEC(".maps");
+
+#define COUNT(counter)                                                                     \
+        do {                                                                               \
+                struct ks_guard_counters *counters_ = bpf_map_lookup_elem(&guard_counters, &zero); \
+                if (counters_)                                                             \
+                        __sync_fetch_and_add(&counters_->counter, 1);                      \
+        } while (0)
+
+static __always_inline const struct ks_policy *policy_now(void)
+{
+        void *current = bpf_map_lookup_elem(&policies, &zero);
+
+        return current ? bpf_map_lookup_elem(current, &zero) : 0;
+}
+
+static __always_inline struct ks_switch *switch_now(void)
+{
+        return bpf_map_lookup_elem(&switches, &zero);
+}
+
+/* A desk that nobody else sits at; NULL, and counted, if there is none. */
+static __always_inline struct desk *sit_down(void)
+{
+        for (__u32 i = 0; i < DESKS; i++) {
+                __u32 at = i;
+                struct desk *desk = bpf_map_lookup_elem(&desks, &at);
+
+                if (desk && !__sync_lock_test_and_set(&desk->busy, 1))
+                        return desk;
+        }
+        COUNT(no_room);
+        return 0;
+}
+
+static __always_inline void stand_up(struct desk *desk)
+{
+        __sync_lock_test_and_set(&desk->busy, 0);
+}
+
+static __always_inline __u64 sets_known(const struct ks_policy *policy, __u32 known)
+{
+        return (known & KS_TOLD ? policy->cased : 0) | (known & KS_TOLD_ASCII ? policy->folded : 0);
+}
+
+/* ---- from a file to its path ---- */
+
+/* What changes from step to step stands in the desk: the verifier doesn't follow values there, and so is soon through. */
+struct working {
+        struct desk *desk;
+};
+
+static long ascend(__u32 index __attribute__((unused)), struct working *w)
+{
+        struct desk *desk = w->desk;
+        struct ascent *a = &desk->ascent;
+        struct dentry *dentry = (void *)a->dentry, *parent;
+        struct mount *mnt = (void *)a->mnt;
+
+        if (a->with_places) {
+                struct inode *inode = BPF_CORE_READ(dentry, d_inode);
+
+                if (inode) {
+                        struct ks_place key = {.epoch = a->epoch};
+                        struct ks_places *found;
+
+                        key.inode = BPF_CORE_READ(inode, i_ino);
+                        key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+                        found = bpf_map_lookup_elem(&places, &key);
+                        if (found) {
+                                desk->told.is |= found->under;
+                                if (!a->steps) {
+                                        desk->told.is |= found->is;
+                                        desk->told.who |= found->who;
+                                }
+                        }
+                }
+        }
+        a->steps++;
+        if (dentry == BPF_CORE_READ(mnt, mnt.mnt_root)) {
+                struct mount *up = BPF_CORE_READ(mnt, mnt_parent);
+
+                if (up == mnt || !up) {
+                        a->done = 1;
+                        a->adrift = no_namespace(BPF_CORE_READ(mnt, mnt_ns));
+                        return 1;
+                }
+                a->dentry = (__u64)BPF_CORE_READ(mnt, mnt_mountpoint);
+                a->mnt = (__u64)up;
+                return 0;
+        }
+        parent = BPF_CORE_READ(dentry, d_parent);
+        if (dentry == parent) { /* no tree above: a memfd */
+                a->done = a->adrift = 1;
+                return 1;
+        }
+        if (a->with_text) {
+                __u32 len = BPF_CORE_READ(dentry, d_name.len) & (KS_NAME - 1), at = a->at;
+
+                if (at < len + 1)
+                        return 1; /* longer than a path may be */
+                at -= len;
+                bpf_probe_read_kernel(&desk->text[at & (KS_TEXT - 1)], len, BPF_CORE_READ(dentry, d_name.name));
+                at--;
+                desk->text[at & (KS_TEXT - 1)] = '/';
+                a->at = at;
+        }
+        a->dentry = (__u64)parent;
+        return 0;
+}
+
+/* ---- from a path to its sets ---- */
+
+/* ASCII letters without regard to case; without a branch, which the verifier would follow for each byte. */
+static __always_inline __u32 folded(__u32 byte)
+{
+        return byte | ((('A' - 1 - byte) & (byte - 'Z' - 1)) >> 31) << 5;
+}
+
+static __noinline int find_name(struct desk *desk, __u32 kind)
+{
+        struct spelling *r = &desk->spelling;
+        struct ks_name_key *key = &desk->name;
+        __u64 *sets;
+
+        if (r->kinds & 1 << kind) {
+                key->hash = mixed(r->folded);
+                key->kind = kind;
+                sets = bpf_map_lookup_elem(&name_sets, key);
+                if (sets)
+                        desk->told.sets |= *sets;
+        }
+        if (r->kinds & 1 << (kind + KS_NAME_CASED)) {
+                key->hash = mixed(r->cased);
+                key->kind = kind + KS_NAME_CASED;
+                sets = bpf_map_lookup_elem(&name_sets, key);
+                if (sets)
+                        desk->told.sets |= *sets;
+        }
+        return 0;
+}
+
+static long read_byte(__u32 index __attribute__((unused)), struct working *w)
+{
+        struct desk *desk = w->desk;
+        struct spelling *r = &desk->spelling;
+        __u32 byte;
+
+        if (r->at <= r->begin)
+                return 1;
+        r->at--;
+        byte = desk->text[r->at & (KS_TEXT - 1)];
+        r->cased = (r->cased ^ byte) * FNV;
+        r->folded = (r->folded ^ folded(byte)) * FNV;
+        r->wide |= byte & 0x80;
+        if (byte != '/') {
+                r->dots += byte == '.';
+                r->name++;
+                return 0;
+        }
+        r->odd |= r->name == 0 || (r->name == r->dots && r->name < 3);
+        r->name = r->dots = 0;
+        if (r->slashes < KS_SUFFIXES)
+                find_name(desk, r->slashes);
+        r->slashes++;
+        return 0;
+}
+
+/* Of the bytes that aren't ASCII, folding would take tables: such a path is known to cased sets alone. Sets of both kinds are
+ * found here, and those of the kind that isn't known are left away by the caller's mask. */
+static __always_inline void find_beginning(struct desk *desk, __u32 begin, __u32 epoch, __u32 cased)
+{
+        __u32 len = KS_TEXT - begin;
+        __u64 *sets;
+
+        len = len > KS_PREFIX ? KS_PREFIX : len;
+        desk->beginning.epoch = epoch;
+        desk->beginning.cased = cased;
+        desk->beginning.bits = 8 * (sizeof(__u32) + 1 + len);
+        bpf_probe_read_kernel(desk->beginning.path, KS_PREFIX, &desk->text[begin & (KS_TEXT - 1)]);
+        if (!cased) {
+                for (__u32 i = 0; i < KS_PREFIX; i++)
+                        desk->beginning.path[i] = folded(desk->beginning.path[i]);
+        }
+        sets = bpf_map_lookup_elem(&beginnings, &desk->beginning);
+        if (sets)
+                desk->told.sets |= *sets;
+}
+
+/* The sets of the path in the text from begin on, if it is one without detours. */
+static __noinline int read_path(struct desk *desk, __u32 begin, __u32 epoch, __u32 kinds)
+{
+        struct ks_config *cfg = bpf_map_lookup_elem(&config, &zero);
+        struct working w = {desk};
+        struct spelling *r;
+
+        if (!cfg || !desk || begin >= KS_TEXT)
+                return 0;
+        r = &desk->spelling;
+        r->at = KS_TEXT;
+        r->begin = begin;
+        r->kinds = kinds;
+        r->folded = r->cased = cfg->path_seed;
+        r->slashes = r->name = r->dots = r->odd = r->wide = 0;
+        desk->name.epoch = epoch;
+        bpf_loop(KS_TEXT, read_byte, &w, 0);
+        if (r->odd && begin != KS_TEXT - 1)
+                return 0;
+        find_name(desk, KS_NAME_EXACT);
+        if (kinds & 1 << KS_NAME_PREFIX)
+                find_beginning(desk, begin, epoch, 0);
+        if (kinds & 1 << (KS_NAME_PREFIX + KS_NAME_CASED))
+                find_beginning(desk, begin, epoch, 1);
+        desk->told.known = KS_TOLD | (r->wide ? 0 : KS_TOLD_ASCII);
+        return 0;
+}
+
+enum telling {
+        TELL_TEXT = 1,       /* leave the path in the text */
+        TELL_SETS = 2,       /* ... and find the sets of names that it is in */
+        TELL_PLACES = 4,
+        KINDS_SHIFT = 8,
+};
+
+/* What is to be said of a file: into desk->told. Returns where its text begins. With what, enum telling, come the kinds of names
+ * that are in use. */
+static __noinline __u32 tell_file(struct desk *desk, __u64 vfsmnt, __u64 dentry, __u32 what, __u32 epoch)
+{
+        struct working w = {desk};
+        struct ascent *a;
+        struct inode *inode;
+
+        if (!desk)
+                return KS_TEXT;
+        desk->told.sets = desk->told.is = desk->told.who = 0;
+        desk->told.known = desk->told.too_deep = 0;
+        a = &desk->ascent;
+        a->mnt = vfsmnt - bpf_core_field_offset(struct mount, mnt);
+        a->dentry = dentry;
+        a->at = KS_TEXT;
+        a->epoch = epoch;
+        a->steps = a->done = a->adrift = 0;
+        a->with_text = what & (TELL_TEXT | TELL_SETS);
+        a->with_places = what & TELL_PLACES;
+        bpf_loop(KS_DEPTH, ascend, &w, 0);
+        if (!a->done) {
+                desk->told.too_deep = 1;
+                COUNT(too_deep);
+        }
+        if (a->at == KS_TEXT && a->done && a->with_text) { /* the root itself */
+                desk->text[KS_TEXT - 1] = '/';
+                a->at = KS_TEXT - 1;
+        }
+        inode = BPF_CORE_READ((struct dentry *)dentry, d_inode);
+        if (what & TELL_SETS && a->done && !a->adrift && !(inode && !BPF_CORE_READ(inode, i_nlink)))
+                read_path(desk, a->at, epoch, what >> KINDS_SHIFT);
+        return a->at;
+}
+
+/* ---- what is known of a process ---- */
+
+/* The process has become another program: which sets of names its path is in. Who started it stays who it was. */
+static __noinline __attribute__((unused)) int name_program(struct ks_process *process, struct file *exe)
+{
+        const struct ks_policy *policy = policy_now();
+        struct desk *desk;
+
+        if (!process || !policy)
+                return 0;
+        if (process->named.epoch != policy->epoch) {
+                __builtin_memset(&process->named, 0, sizeof(process->named));
+                process->named.epoch = policy->epoch;
+        }
+        process->named.program = 0;
+        process->named.known[0] = 0;
+        if (!policy->kinds || !exe)
+                return 0;
+        desk = sit_down();
+        if (!desk)
+                return 0;
+        tell_file(desk, (__u64)BPF_CORE_READ(exe, f_path.mnt), (__u64)BPF_CORE_READ(exe, f_path.dentry),
+                  TELL_SETS | policy->kinds << KINDS_SHIFT, policy->epoch);
+        process->named.program = desk->told.sets;
+        process->named.known[0] = desk->told.known;
+        stand_up(desk);
+        if (!(process->flags & KS_PROCESS_SERVED)) {
+                process->named.service = process->named.program;
+                process->named.known[2] = process->named.known[0];
+        }
+        return 0;
+}
+
+/* A child is born: what its parent is, it has above it. */
+static __always_inline void name_child(struct ks_process *parent, struct ks_process *child)
+{
+        const struct ks_named *above = &parent->named;
+        struct ks_named *named = &child->named;
+
+        named->parent = above->program;
+        named->known[1] = above->known[0];
+        named->ancestors = above->ancestors | above->program;
+        named->known[3] = above->known[3] & above->known[0];
+        /* The service was settled by inherit_process: the child's own program where it is one itself. */
+        if (child->flags & KS_PROCESS_SERVED) {
+                named->service = parent->flags & KS_PROCESS_SERVED ? above->service : above->program;
+                named->known[2] = parent->flags & KS_PROCESS_SERVED ? above->known[2] : above->known[0];
+        } else {
+                named->service = named->program;
+                named->known[2] = named->known[0];
+        }
+}
+
+/* A child is born under the sentence that its parent has. */
+static __always_inline void pass_sentence(struct task_struct *parent, struct task_struct *child)
+{
+        struct ks_switch *sw = switch_now();
+        struct ks_sentenced key = {};
+        struct ks_sentence *sentence, copy;
+
+        if (!sw || !sw->sentences)
+                return;
+        key.start_ns = BPF_CORE_READ(parent, group_leader, start_boottime) / START_STEP * START_STEP;
+        key.tgid = BPF_CORE_READ(parent, tgid);
+        sentence = bpf_map_lookup_elem(&sentences, &key);
+        if (!sentence || bpf_ktime_get_boot_ns() >= sentence->until_ns)
+                return;
+        copy = *sentence;
+        key.start_ns = BPF_CORE_READ(child, start_boottime) / START_STEP * START_STEP;
+        key.tgid = BPF_CORE_READ(child, tgid);
+        if (bpf_map_update_elem(&sentences, &key, &copy, BPF_ANY))
+                COUNT(sentences_lost);
+}
+
+#endif
