@@ -48,8 +48,9 @@ bpf: debs  ## compile lsm_bpf/*.bpf.c
 test: setup  ## run the tests; fails on a skip that tests/skips.txt doesn't know
 	$(BIN)/python -m pytest --known-skips tests/skips.txt
 
-# A file server for the whole of / needs root; nothing of the checkout but build/ is written.
+# Serving the whole of / needs root. Only build/ is written to then; what the guest imports is compiled before, by the checkout's owner.
 test-vm: setup debs-vm  ## run tests/vm/guest under another kernel [KERNEL=6.1|6.12] [ARGS="-k ... -x"] (root or sudo)
+	@$(BIN)/python -m compileall -q ksentinel
 	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pytest -p no:cacheprovider tests/vm --kernel $(KERNEL) --known-skips tests/skips.txt $(ARGS)
 
 vm-shell: setup debs-vm  ## a shell as root under that kernel; exit ends it

@@ -76,6 +76,7 @@ def environment(setup: Setup, host: Mapping[str, str], columns: int, root: Path 
         "TMPDIR": "/tmp",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": host.get("PYTHONPATH", ""),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # or all of hypothesis is rewritten for its plugin, 6 s long
         "HYPOTHESIS_STORAGE_DIRECTORY": "/run/hypothesis",
         "HOSTNAME": "guest",
         "COLUMNS": str(columns),
