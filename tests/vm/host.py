@@ -4,7 +4,7 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,11 +110,19 @@ class Plugin:
         What the machine is like.
     seconds
         How long it may live.
+    folder
+        Where its tests are.
+    start
+        Makes the machine.
     """
 
-    def __init__(self, setup: Setup, seconds: float) -> None:
+    def __init__(
+        self, setup: Setup, seconds: float, folder: Path = GUEST, start: Callable[..., Any] = Machine
+    ) -> None:
         self.setup = setup
         self.seconds = seconds
+        self.folder = folder
+        self._start = start
         self.tests: list[pytest.Item] = []
         self._ends = ExitStack()
         self._talk: Talk | None = None
@@ -123,18 +131,13 @@ class Plugin:
         """Return what the guest says; it is started if it isn't there yet."""
         if self._talk is None:
             config = self.tests[0].config
-            job = Job(
-                {"JOB": "tests", **environment(self.setup, os.environ, columns=100)},
-                {
-                    "tests": json.dumps(
-                        {"tests": [test.nodeid for test in self.tests], "options": options(config)}
-                    )
-                },
-            )
+            wanted = {"tests": [test.nodeid for test in self.tests], "options": options(config)}
+            variables = {"JOB": "tests", **environment(self.setup, os.environ, columns=100)}
+            job = Job(variables, {"tests": json.dumps(wanted)})
             console = BUILD / f"console-{self.setup.kernel.version}.log"
             deadline = time.monotonic() + self.seconds
             try:
-                machine = self._ends.enter_context(Machine(self.setup, job, console))
+                machine = self._ends.enter_context(self._start(self.setup, job, console))
             except KsentinelError as error:
                 pytest.exit(f"no virtual machine: {error}", returncode=pytest.ExitCode.TESTS_FAILED)
             self._talk = Talk(records(machine.lines(deadline)), machine)
@@ -143,10 +146,10 @@ class Plugin:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Put the guest's tests at the end, and after them one of our own, about its kernel."""
-        self.tests = [item for item in items if in_guest(item.path)]
+        self.tests = [item for item in items if in_guest(item.path, self.folder)]
         if self.tests:
             parents = (node for node in self.tests[-1].iter_parents() if isinstance(node, pytest.Collector))
-            folder = next(node for node in parents if node.path == GUEST)
+            folder = next(node for node in parents if node.path == self.folder)
             log = CleanLog.from_parent(folder, name=f"kernel log[{self.setup.kernel.version}]", plugin=self)
             items[:] = [item for item in items if item not in self.tests] + self.tests + [log]
 
@@ -158,7 +161,8 @@ class Plugin:
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         try:
             for said in self.talk().reports(item.nodeid):
-                report = item.config.hook.pytest_report_from_serializable(config=item.config, data=said.data)
+                data = {name: as_tuple(value) for name, value in said.data.items()}
+                report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
                 self._tell(item, report)
         except DiedError as died:
             self._tell(item, pytest.TestReport(item.nodeid, item.location, {}, "failed", str(died), "call"))
@@ -210,15 +214,20 @@ class CleanLog(pytest.Item):
         return self.path, None, self.name
 
 
+def as_tuple(value: Any) -> Any:
+    """Return a report's value as pytest had it: JSON knows no tuples, and a skip's place and reason are one."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def options(config: pytest.Config) -> list[str]:
     """Return what of our pytest's options the guest's has to know; which tests are wanted it is told one by one."""
     told = [f"--maxfail={config.getoption('maxfail') or 0}", f"--tb={config.getoption('tbstyle')}"]
     return [*told, *(["--showlocals"] if config.getoption("showlocals") else [])]
 
 
-def in_guest(path: Path) -> bool:
+def in_guest(path: Path, folder: Path = GUEST) -> bool:
     """Tell whether a test is the guest's."""
-    return GUEST in path.parents
+    return folder in path.parents
 
 
 def setup_of(config: pytest.Config, kernel: Kernel) -> Setup:

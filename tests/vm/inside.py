@@ -80,7 +80,8 @@ def main(job: str, results: str) -> None:
         guest.send(Began(system.release, system.version))
         code = int(pytest.ExitCode.INTERNAL_ERROR)
         try:
-            options = ["-p", "no:cacheprovider", "--color=no", *wanted["options"]]
+            # Its terminal is the console: who hangs there is the last that is named.
+            options = ["-p", "no:cacheprovider", "--color=no", "-v", *wanted["options"]]
             code = int(pytest.main([*options, *wanted["tests"]], plugins=[guest]))
         finally:
             guest.send(kernel_log())

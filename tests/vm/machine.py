@@ -203,7 +203,7 @@ class Machine:
         assert self._qemu is not None
         return self._qemu.wait()
 
-    def last_words(self, count: int = 25) -> str:
+    def last_words(self, count: int = 60) -> str:
         """Return the last lines of the console, fit to be shown."""
         try:
             text = self.console.read_text(errors="surrogateescape") if self.console else ""

@@ -59,8 +59,8 @@ class KernelLog:
     forgotten: int = 0
 
     def bad(self) -> list[str]:
-        """Return the lines that tell of a fault in the kernel."""
-        return [line for line in self.lines if BAD.search(line)]
+        """Return the lines that tell of a fault in the kernel, fit to be shown."""
+        return [printable(line) for line in self.lines if BAD.search(line)]
 
 
 @dataclass(frozen=True, slots=True)

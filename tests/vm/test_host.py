@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A test of the guest's is a test here: with its result, or with why there is none."""
 
+import json
+import os
+import sys
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
-from vm.host import DiedError, Talk
+from vm import inside
+from vm.host import DiedError, Plugin, Talk
+from vm.kernel import Kernel
+from vm.machine import Setup
 from vm.results import Broken, Ended, KernelLog, Report, dump, records
 
 A, B = "guest/test_a.py::test_a[6.1]", "guest/test_a.py::test_b[6.1]"
@@ -14,6 +22,7 @@ class Console:
     """One that shows how it ended."""
 
     def last_words(self):
+        """Return its last lines."""
         return "Kernel panic - not syncing"
 
 
@@ -58,9 +67,9 @@ def test_died_halfway():
     first = guest.reports(A)
 
     assert next(first).when == "setup"
-    with pytest.raises(DiedError, match="the guest ended before its tests did; .*\nKernel panic"):
+    with pytest.raises(DiedError, match=r"the guest ended before its tests did; .*\nKernel panic"):
         next(first)
-    with pytest.raises(DiedError, match="had ended before: the guest ended before its tests did$"):
+    with pytest.raises(DiedError, match=r"had ended before: the guest ended before its tests did$"):
         list(guest.reports(B))
     with pytest.raises(DiedError, match="had ended before"):
         guest.kernel_log()
@@ -72,7 +81,7 @@ def test_died_in_a_line():
     cut[1] = cut[1][:-9]
     guest = Talk(records(cut), Console())
 
-    with pytest.raises(DiedError, match="none of its results.*\nKernel panic"):
+    with pytest.raises(DiedError, match=r"none of its results.*\nKernel panic"):
         list(guest.reports(A))
 
 
@@ -86,7 +95,7 @@ def test_hangs():
     guest = Talk(silent(), Console())
 
     assert len(list(guest.reports(A))) == 3
-    with pytest.raises(DiedError, match="time is up; .*\nKernel panic"):
+    with pytest.raises(DiedError, match=r"time is up; .*\nKernel panic"):
         list(guest.reports(B))
 
 
@@ -111,7 +120,9 @@ def test_says_nothing_of_a_test():
 GUESTS_TESTS = """
     import pytest
 
-    def test_good(): print("said in the guest")
+    def test_good():
+        with open("ran", "a") as file:
+            file.write("once ")
     def test_bad(): print("said in the guest"); assert 1 + 1 == 3
     @pytest.mark.skip(reason="not today")
     def test_skipped(): pass
@@ -123,31 +134,145 @@ GUESTS_TESTS = """
 """
 
 
+RUNNING = []
+
+
+class Machine:
+    """One that runs its tests in this process, with nothing of a virtual machine about it."""
+
+    lines_kept = None
+    log = KernelLog(("[ 0.1] booted",))
+
+    def __init__(self, setup, job, console):
+        self.job = json.loads(job.files["tests"])
+        self.name = f"{console.stem} {setup.kernel.version}"
+
+    def __enter__(self):
+        RUNNING.append(self)
+        return self
+
+    def __exit__(self, *exception):
+        RUNNING.remove(self)
+
+    def lines(self, deadline):
+        """Yield what the guest's pytest sends."""
+        assert deadline > time.monotonic()
+        folder = Path(os.environ["GUEST"])
+        sent = folder.parent / "sent"
+        with sent.open("wb") as out:
+            guest = inside.Guest(out)
+            code = run(folder, *self.job["options"], *self.job["tests"], plugins=[guest])
+            guest.send(self.log)
+            guest.send(Ended(int(code)))
+        yield from sent.read_bytes().splitlines()[: self.lines_kept]
+
+    def last_words(self):
+        """Show how it ended."""
+        return f"{self.name}: Kernel panic - not syncing"
+
+
+def run(folder, *arguments, plugins):
+    """Run pytest in a directory of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        rootdir = f"--rootdir={folder.parent}"
+        return pytest.main(["-q", "-p", "no:cacheprovider", rootdir, *arguments], plugins=plugins)
+
+
+class Outcomes:
+    """What a pytest reports."""
+
+    def __init__(self):
+        self.found = {}
+
+    def pytest_runtest_logreport(self, report):
+        """Keep a report, unless it says nothing but that a phase was passed."""
+        if report.when == "call" or not report.passed:
+            self.found[report.nodeid.rpartition("::")[2]] = report
+
+
 @pytest.fixture
-def reported(tmp_path, monkeypatch):
-    """Give the reports of tests as the guest's pytest makes them, and the plugin that sends them."""
-    from vm import inside
+def host(tmp_path, monkeypatch):
+    """Give a function that runs the host's pytest on tests of such a guest."""
+    folder = tmp_path / "guest"
+    folder.mkdir()
+    (folder / "test_those.py").write_text(textwrap.dedent(GUESTS_TESTS))
+    monkeypatch.setitem(sys.modules, "test_those", None)
+    del sys.modules["test_those"]
+    monkeypatch.setenv("GUEST", str(folder))
+    setup = Setup(Kernel("6.1.0-56", "6.1.192", tmp_path))
 
-    file = tmp_path / "test_those.py"
-    file.write_text(textwrap.dedent(GUESTS_TESTS))
-    sent = tmp_path / "sent"
-    with sent.open("wb") as out:
-        guest = inside.Guest(out)
-        pytest.main(["-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(file)], plugins=[guest])
-    return [load for load in records(sent.read_bytes().splitlines())]
+    def ask(*arguments):
+        outcomes = Outcomes()
+        plugin = Plugin(setup, 9, folder, Machine)
+        code = run(folder, *arguments, str(folder), plugins=[plugin, outcomes])
+        assert RUNNING == []
+        return code, outcomes.found
+
+    return ask
 
 
-def test_what_is_sent(reported):
-    """Every phase, with its outcome, what a failure looks like, what was printed, and why one is skipped."""
-    found = {(r.test.rpartition("::")[2], r.when): r.data for r in reported}
+def test_outcomes(host):
+    """Each test has the guest's outcome, with what a failure looked like there, what was printed, and why one is skipped."""
+    code, found = host()
 
-    assert {test: data["outcome"] for (test, when), data in found.items() if when == "call"} == {
+    assert code == pytest.ExitCode.TESTS_FAILED
+    assert {name: report.outcome for name, report in found.items()} == {
         "test_good": "passed",
         "test_bad": "failed",
+        "test_skipped": "skipped",
         "test_expected": "skipped",
+        "test_error": "failed",
+        "kernel log[6.1.192]": "passed",
     }
-    assert found["test_bad", "call"]["sections"] == [["Captured stdout call", "said in the guest\n"]]
-    assert "assert (1 + 1) == 3" in str(found["test_bad", "call"]["longrepr"])
-    assert found["test_skipped", "setup"]["longrepr"][2] == "Skipped: not today"
-    assert "wasxfail" in found["test_expected", "call"]
-    assert found["test_error", "setup"]["outcome"] == "failed"
+    assert "assert (1 + 1) == 3" in found["test_bad"].longreprtext
+    assert found["test_bad"].capstdout == "said in the guest\n"
+    assert found["test_skipped"].longrepr[2] == "Skipped: not today"
+    assert found["test_expected"].wasxfail == ""
+    assert (found["test_error"].when, "no fixture" in found["test_error"].longreprtext) == ("setup", True)
+
+
+def test_chosen(host, tmp_path):
+    """What is selected here runs in the guest, and only there; the kernel's log is looked at all the same."""
+    code, found = host("-k", "good")
+
+    assert (tmp_path / "ran").read_text().split() == ["once"]
+    assert code == pytest.ExitCode.OK
+    assert sorted(found) == ["kernel log[6.1.192]", "test_good"]
+
+
+def test_first_failure(host):
+    """With -x the guest stops, too."""
+    code, found = host("-x")
+
+    assert code == pytest.ExitCode.TESTS_FAILED
+    assert sorted(found) == ["test_bad", "test_good"]
+
+
+def test_bad_log(host, monkeypatch):
+    """A fault of the kernel fails a run whose tests are all right."""
+    monkeypatch.setattr(Machine, "log", KernelLog(("[ 0.1] booted", "[ 0.2] BUG: \x1b[2Jmade up")))
+    code, found = host("-k", "good")
+
+    assert code == pytest.ExitCode.TESTS_FAILED
+    assert found["test_good"].passed
+    assert found["kernel log[6.1.192]"].longreprtext == "the kernel has logged\n[ 0.2] BUG: \\x1b[2Jmade up"
+
+
+def test_lost_log(host, monkeypatch):
+    """So does a log that isn't whole."""
+    monkeypatch.setattr(Machine, "log", KernelLog((), forgotten=1))
+    code, _ = host("-k", "good")
+
+    assert code == pytest.ExitCode.TESTS_FAILED
+
+
+def test_no_results(host, monkeypatch):
+    """A guest that says nothing fails every test, and shows its console once."""
+    monkeypatch.setattr(Machine, "lines_kept", 0)
+    code, found = host()
+
+    assert code == pytest.ExitCode.TESTS_FAILED
+    assert {report.outcome for report in found.values()} == {"failed"}
+    assert len(found) == 6
+    assert sum("Kernel panic" in report.longreprtext for report in found.values()) == 1

@@ -8,7 +8,9 @@ from ksentinel.errors import InputError
 
 RECORDS = [
     Began("6.1.0-56-cloud-amd64", "#1 SMP Debian 6.1.192-2"),
-    Report("tests/vm/guest/test_a.py::test_b[6.1.192]", "call", {"outcome": "failed", "longrepr": "é\n\x1b[2J"}),
+    Report(
+        "tests/vm/guest/test_a.py::test_b[6.1.192]", "call", {"outcome": "failed", "longrepr": "é\n\x1b[2J"}
+    ),
     Broken("tests/vm/guest/test_a.py", "ImportError: no such thing"),
     KernelLog(("[    1.0] Linux", "[    2.0] ready"), 3),
     Ended(1),
