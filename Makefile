@@ -50,7 +50,7 @@ test: setup  ## run the tests; fails on a skip that tests/skips.txt doesn't know
 
 # Serving the whole of / needs root. Only build/ is written to then; what the guest imports is compiled before, by the checkout's owner.
 test-vm: setup debs-vm  ## run tests/vm/guest under another kernel [KERNEL=6.1|6.12] [ARGS="-k ... -x"] (root or sudo)
-	@$(BIN)/python -m compileall -q ksentinel
+	@$(BIN)/python -m compileall -q ksentinel tests/vm/results.py
 	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pytest -p no:cacheprovider tests/vm --kernel $(KERNEL) --known-skips tests/skips.txt $(ARGS)
 
 vm-shell: setup debs-vm  ## a shell as root under that kernel; exit ends it

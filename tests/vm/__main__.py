@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not sys.stdin.isatty():
             raise HostError("standard input is no terminal", remedy="make test-vm runs the tests without one")
+        machine.need_root()
         setup = machine.Setup(kernel.prepare(given.kernel), given.lsm, given.cpus, given.memory)
         columns, rows = shutil.get_terminal_size()
         job = {"JOB": "shell", "ROWS": str(rows), **machine.environment(setup, os.environ, columns)}

@@ -2,13 +2,12 @@
 """Tests below guest/ run in a virtual machine and nowhere else: with --kernel one is started, without it they are skipped."""
 
 import os
+from pathlib import Path
 
 import pytest
-from vm import host, kernel
-from vm.machine import LSM
 from vm.results import IN_GUEST
 
-from ksentinel.errors import KsentinelError
+GUEST = Path(__file__).with_name("guest")
 
 
 def pytest_addoption(parser):
@@ -16,9 +15,7 @@ def pytest_addoption(parser):
     group.addoption(
         "--kernel", metavar="SERIES", help="run tests/vm/guest under Debian's kernel, 6.1 or 6.12"
     )
-    group.addoption(
-        "--lsm", default=LSM, help="security modules the guest starts with (default: %(default)s)"
-    )
+    group.addoption("--lsm", help="security modules the guest starts with, joined by commas")
     group.addoption("--cpus", type=int, default=2, help="processors of the guest (default: %(default)s)")
     group.addoption("--memory", type=int, default=2048, help="its memory in MiB (default: %(default)s)")
     group.addoption(
@@ -29,7 +26,13 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     series = config.getoption("kernel", None)
     if series and not config.pluginmanager.has_plugin(IN_GUEST):
+        # Here and not above: the guest needs nothing of it, and takes seconds to compile it.
+        from vm import host, kernel, machine
+
+        from ksentinel.errors import KsentinelError
+
         try:
+            machine.need_root()
             setup = host.setup_of(config, kernel.prepare(series))
         except KsentinelError as error:
             raise pytest.UsageError(str(error)) from None
@@ -44,19 +47,24 @@ def version(config):
     return plugin.setup.kernel.version if plugin else None
 
 
+def in_guest(path):
+    """Tell whether a test is the guest's."""
+    return GUEST in path.parents
+
+
 def pytest_generate_tests(metafunc):
     found = version(metafunc.config)
-    if found and host.in_guest(metafunc.definition.path):
+    if found and in_guest(metafunc.definition.path):
         metafunc.fixturenames.append("kernel")
         metafunc.parametrize("kernel", [found])
 
 
 def pytest_itemcollected(item):
-    if host.in_guest(item.path):
+    if in_guest(item.path):
         item.add_marker("vm")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    if host.in_guest(item.path) and not item.config.pluginmanager.has_plugin(IN_GUEST):
+    if in_guest(item.path) and not item.config.pluginmanager.has_plugin(IN_GUEST):
         pytest.skip("make test-vm runs these in a virtual machine")

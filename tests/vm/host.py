@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import pytest
 from vm.kernel import BUILD, Kernel
-from vm.machine import Job, Machine, Setup, environment
+from vm.machine import LSM, Job, Machine, Setup, environment
 from vm.results import Broken, Ended, KernelLog, Record, Report, records
 
 from ksentinel.errors import InputError, KsentinelError
@@ -146,7 +146,7 @@ class Plugin:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Put the guest's tests at the end, and after them one of our own, about its kernel."""
-        self.tests = [item for item in items if in_guest(item.path, self.folder)]
+        self.tests = [item for item in items if self.folder in item.path.parents]
         if self.tests:
             parents = (node for node in self.tests[-1].iter_parents() if isinstance(node, pytest.Collector))
             folder = next(node for node in parents if node.path == self.folder)
@@ -225,11 +225,6 @@ def options(config: pytest.Config) -> list[str]:
     return [*told, *(["--showlocals"] if config.getoption("showlocals") else [])]
 
 
-def in_guest(path: Path, folder: Path = GUEST) -> bool:
-    """Tell whether a test is the guest's."""
-    return folder in path.parents
-
-
 def setup_of(config: pytest.Config, kernel: Kernel) -> Setup:
     """Return the machine that the command line asks for."""
-    return Setup(kernel, config.getoption("lsm"), config.getoption("cpus"), config.getoption("memory"))
+    return Setup(kernel, config.getoption("lsm") or LSM, config.getoption("cpus"), config.getoption("memory"))

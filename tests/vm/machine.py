@@ -213,6 +213,14 @@ class Machine:
         return "\n".join(lines[-count:]) or "(the console is empty)"
 
 
+def need_root(user: int | None = None) -> None:
+    """Refuse whoever isn't root: only root may serve all files, and see them read-only."""
+    if os.geteuid() if user is None else user:
+        raise HostError(
+            "a virtual machine's file server needs root", remedy="run this with sudo, or make test-vm"
+        )
+
+
 def found_qemu() -> str:
     """Return where QEMU is."""
     qemu = shutil.which("qemu-system-x86_64")

@@ -96,6 +96,13 @@ def test_time_is_up(tmp_path):
             next(guest.lines(time.monotonic() - 1))
 
 
+def test_not_root():
+    """It is said before anything is fetched."""
+    machine.need_root(0)
+    with pytest.raises(HostError, match=r"needs root \(run this with sudo"):
+        machine.need_root(1000)
+
+
 def test_no_server():
     """The error names the places that were looked at, and the remedy."""
     with pytest.raises(HostError, match=r"no virtiofsd here: none of /nowhere \(make debs-vm"):
