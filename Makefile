@@ -8,9 +8,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 DEBS   := python3-venv python3-audit libbpf1 libbpf-dev linux-libc-dev clang llvm
+# What the virtual machine takes; its file server is a package of its own where QEMU is newer than 7.2.
+VM_DEBS = qemu-system-x86 qemu-system-common busybox-static zstd kmod cpio $(shell apt-cache search --names-only '^virtiofsd$$' 2>/dev/null | cut -d' ' -f1)
+KERNEL ?= 6.1
+ARGS   ?=
 MISSING = $(shell for p in $(DEBS); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 
-.PHONY: help plan setup debs bpf test lint demo demo-replay bench overhead docs wheel clean
+.PHONY: help plan setup debs debs-vm bpf test test-vm vm-shell lint demo demo-replay bench overhead docs wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -26,6 +30,9 @@ debs:
 	  $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(MISSING) >/dev/null; \
 	fi
 
+debs-vm:
+	@$(MAKE) --no-print-directory debs DEBS="$(VM_DEBS)"
+
 # The stamp is newer than what it was made of; a failed install leaves none.
 $(VENV)/.installed: pyproject.toml hatch_build.py
 	@echo "setting up $(VENV)"
@@ -40,6 +47,14 @@ bpf: debs  ## compile lsm_bpf/*.bpf.c
 
 test: setup  ## run the tests; fails on a skip that tests/skips.txt doesn't know
 	$(BIN)/python -m pytest --known-skips tests/skips.txt
+
+# Serving the whole of / needs root. Only build/ is written to then; what the guest imports is compiled before, by the checkout's owner.
+test-vm: setup debs-vm  ## run tests/vm/guest under another kernel [KERNEL=6.1|6.12] [ARGS="-k ... -x"] (root or sudo)
+	@$(BIN)/python -m compileall -q ksentinel tests/vm/results.py
+	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pytest -p no:cacheprovider tests/vm --kernel $(KERNEL) --known-skips tests/skips.txt $(ARGS)
+
+vm-shell: setup debs-vm  ## a shell as root under that kernel; exit ends it
+	@$(SUDO) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(BIN)/python -m vm --kernel $(KERNEL)
 
 lint: setup  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
