@@ -57,18 +57,24 @@ class Twin:
         released: bool = False,
     ) -> Decision | None:
         """Return what becomes of an operation, as `reference.decide` does."""
+        return strictest(
+            self.spoken(operation), operation.cgroup, host=host, spared=spared, released=released
+        )
+
+    def spoken(self, operation: Operation) -> list[Spoken]:
+        """Return what each way that speaks asks for, in their order."""
         there = self.policy.hooks[operation.hook]
         facts = {word: self.facts(operation, word) for word in Word if there.words >> word & 1}
         call = self._call(operation)
-        spoken = []
-        for way in self.policy.ways[there.first : there.first + there.count]:
-            if not way.calls & call or (way.flags & WayFlag.ANOMALOUS and not operation.anomalous):
-                continue
-            if all(
+        return [
+            Spoken(way.rule, Action(way.action), _MODES.get(way.mode))
+            for way in self.policy.ways[there.first : there.first + there.count]
+            if way.calls & call
+            and (operation.anomalous or not way.flags & WayFlag.ANOMALOUS)
+            and all(
                 self._meets(operation, word, way.need[word], way.forbid[word], *facts[word]) for word in facts
-            ):
-                spoken.append(Spoken(way.rule, Action(way.action), _MODES.get(way.mode)))
-        return strictest(spoken, operation.cgroup, host=host, spared=spared, released=released)
+            )
+        ]
 
     def _meets(
         self, operation: Operation, word: Word, need: int, forbid: int, holds: int, known: int
