@@ -7,13 +7,12 @@ Where it differs from the reference the compiler is wrong; where the kernel diff
 
 from ipaddress import IPv6Address, ip_address
 
-from ksentinel import syscalls
 from ksentinel.bpf import guard_abi
 from ksentinel.bpf.abi import PREFIX
 from ksentinel.bpf.guard_abi import Action, NameKind, Number, WayFlag, Word
 from ksentinel.bpf.pathhash import backwards_hash
 from ksentinel.enforce import Mode
-from ksentinel.enforce.compiled import ANY_CALL, IO_URING, Compiled
+from ksentinel.enforce.compiled import ANY_CALL, IO_URING, Compiled, tokens_of
 from ksentinel.enforce.operation import NAMED, Operation
 from ksentinel.enforce.reference import Decision, Spoken, strictest
 
@@ -86,8 +85,8 @@ class Twin:
     def _call(self, operation: Operation) -> int:
         if operation.io_uring:
             return IO_URING
-        number = syscalls.numbers(self.arch).get(operation.call)
-        return ANY_CALL if number is None else self.calls.get(syscalls.token(number), ANY_CALL)
+        tokens = tokens_of(operation.call, self.arch)
+        return self.calls.get(tokens[0], ANY_CALL) if tokens else ANY_CALL
 
     def facts(self, operation: Operation, word: Word) -> tuple[int, int]:
         """Return the bits of a word that hold, and those that are known."""
