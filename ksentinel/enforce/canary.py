@@ -25,15 +25,14 @@ from typing import IO, Protocol, Self
 
 import orjson
 
-from ksentinel.bpf.guard_abi import Denial, DenialFlag, Hook, Mode, Outcome
-from ksentinel.enforce import attempts
+from ksentinel.bpf.guard_abi import Denial, DenialFlag, Hook, Outcome
+from ksentinel.enforce import Mode, attempts
 from ksentinel.enforce.attempts import ATTEMPTS, CALLS, LINE, Attempt
+from ksentinel.enforce.compiled import CANARY_RULE
 from ksentinel.errors import HostError
 from ksentinel.printable import printable
 from ksentinel.syscalls import numbers
 
-CANARY_RULE = 0xFFFF
-"""The rule that the canary's ways have."""
 SECONDS = 2.0
 """That one attempt may take."""
 ROUND_SECONDS = 10.0
@@ -206,7 +205,7 @@ def judge(hook: Hook, mode: Mode, done: Done, record: Denial | None, attempt: At
             f"the guard let it through, and it ended with {said} all the same "
             "(another security module, or a limit of this host)",
         )
-    return result(Finding.NOT_AS_ASKED, f"asked for {mode.name.lower()}, but {_outcome(outcome)}")
+    return result(Finding.NOT_AS_ASKED, f"asked for {mode}, but {_outcome(outcome)}")
 
 
 def _outcome(outcome: int) -> str:

@@ -14,10 +14,11 @@ import pytest
 from conftest import in_chroot
 
 from ksentinel.actor import nothing
-from ksentinel.bpf.guard_abi import Denial, DenialFlag, Hook, Mode, Outcome
-from ksentinel.enforce import attempts
+from ksentinel.bpf.guard_abi import Denial, DenialFlag, Hook, Outcome
+from ksentinel.enforce import Mode, attempts
 from ksentinel.enforce.attempts import ATTEMPTS, CALLS, Attempt, Impossible, Scene
-from ksentinel.enforce.canary import CANARY_RULE, COVERED, Canary, Finding, Helper, HelperError, Mailbox
+from ksentinel.enforce.canary import COVERED, Canary, Finding, Helper, HelperError, Mailbox
+from ksentinel.enforce.compiled import CANARY_RULE
 from ksentinel.syscalls import numbers, token_of
 
 HOOKS = [hook for hook in Hook if hook is not Hook.NONE]
@@ -54,11 +55,13 @@ def helper(namespaces):
     one.close()
 
 
+COVERED_HERE = next(path for path in COVERED if Path(path).is_dir())
+
+
 def host():
-    """Return what an attempt could have changed."""
-    mounts = Path("/proc/self/mountinfo").read_text()
-    listed = [sorted(path.name for path in Path(name).iterdir()) for name in COVERED if Path(name).is_dir()]
-    return mounts, listed
+    """Return what an attempt could have changed: what is mounted where its file system covers, and what lies there."""
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [mount for mount in mounts if mount.split()[4].startswith(COVERED_HERE)], os.listdir(COVERED_HERE)  # noqa: PTH208
 
 
 def children(pid):

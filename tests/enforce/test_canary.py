@@ -11,10 +11,10 @@ import threading
 import pytest
 
 from ksentinel.actor import nothing
-from ksentinel.bpf.guard_abi import Denial, DenialFlag, Hook, Mode, Outcome
+from ksentinel.bpf.guard_abi import Denial, DenialFlag, Hook, Outcome
+from ksentinel.enforce import Mode
 from ksentinel.enforce.attempts import ATTEMPTS
 from ksentinel.enforce.canary import (
-    CANARY_RULE,
     Canary,
     Cannot,
     Done,
@@ -27,6 +27,7 @@ from ksentinel.enforce.canary import (
     Result,
     judge,
 )
+from ksentinel.enforce.compiled import CANARY_RULE
 
 HOOKS = [hook for hook in Hook if hook is not Hook.NONE]
 OPEN = Hook.FILE_OPEN
@@ -492,3 +493,15 @@ def test_no_interpreter():
     """A program that isn't there is told as such."""
     with pytest.raises(HelperError, match="can't be started"):
         Helper(PROGRAM, command=["/nowhere/python"])
+
+
+def test_not_over_its_own_files(monkeypatch):
+    """Its file system never covers where its interpreter is from."""
+    monkeypatch.setattr(sys, "base_prefix", "/mnt/python")
+    monkeypatch.setattr(sys, "prefix", "/srv/venv")
+
+    with pytest.raises(HelperError, match="here: /media /tmp$"):
+        Helper(PROGRAM, command=[sys.executable, "-I", "-S", "-c", PLAN])
+
+
+PLAN = "import sys, json; print('failed', *json.loads(sys.stdin.readline())['at'])"
