@@ -334,7 +334,10 @@ class Helper:
         word, text = self._hear(self._clock() + seconds)
         if word == "cannot":
             raise Cannot(text)
-        return self._numbers(word, text, "ready", 1)[0]
+        (tid,) = self._numbers(word, text, "ready", 1)
+        if tid <= 1:
+            raise self._nonsense(word, text)
+        return tid
 
     def go(self, tid: int, seconds: float) -> Done:
         """
@@ -529,7 +532,8 @@ class Canary:
 
         The attempts are its children's: ask for a process and its ancestors.
         """
-        return self._helper is not None and self._helper.pid == pid
+        helper = self._helper
+        return helper is not None and helper.pid == pid
 
     def prove(self, hooks: Iterable[Hook], mode: Mode) -> Proof:
         """

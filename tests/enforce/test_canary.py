@@ -393,6 +393,9 @@ def test_helper_that_does_not_start(code, says):
     [
         ("ready", "said 'ready' ''"),
         ("ready x", "said 'ready' 'x'"),
+        ("ready 0", "said 'ready' '0'"),
+        ("ready 1", "said 'ready' '1'"),
+        ("ready -5", "said 'ready' '-5'"),
         ("ready 1 2", "said 'ready' '1 2'"),
         ("ready 1e3", "said 'ready' '1e3'"),
         ("ready " + "9" * 100, "said 'ready'"),
@@ -500,7 +503,7 @@ def test_not_over_its_own_files(monkeypatch):
     monkeypatch.setattr(sys, "base_prefix", "/mnt/python")
     monkeypatch.setattr(sys, "prefix", "/srv/venv")
 
-    with pytest.raises(HelperError, match="here: /media /tmp$"):
+    with pytest.raises(HelperError, match=r"here: /media /tmp$"):
         Helper(PROGRAM, command=[sys.executable, "-I", "-S", "-c", PLAN])
 
 
