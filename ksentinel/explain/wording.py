@@ -8,7 +8,7 @@ from typing import Any
 
 from ksentinel.alert import Alert
 from ksentinel.detectors import Anomaly
-from ksentinel.event import ExecEvent, Process, SyscallEvent
+from ksentinel.event import ExecEvent, HookEvent, Outcome, Process, SyscallEvent
 from ksentinel.policy import Context
 from ksentinel.printable import printable
 from ksentinel.rules import Clause, Match
@@ -63,6 +63,8 @@ def clause(clause: Clause) -> str:
 def did(match: Match) -> str:
     """Return what an event was, as a verb."""
     event = match.event
+    if isinstance(event, HookEvent):
+        return _tried(event)
     if isinstance(event, ExecEvent):
         return f"ran {_quoted(event.process.command_line or event.process.exe, 120)}"
     if isinstance(event, SyscallEvent):
@@ -75,6 +77,13 @@ def did(match: Match) -> str:
         tried = "called" if event.result is None or event.result >= 0 else "tried"
         return f"{tried} {printable(event.syscall, 40)}({', '.join(about)})"
     return "was seen by audit"
+
+
+def _tried(event: HookEvent) -> str:
+    about = [_quoted(path, 100) for path in event.paths]
+    if event.address is not None and not event.address.path:
+        about.append(printable(str(event.address), 100))
+    return f"tried {printable(event.call or event.hook, 40)}({', '.join(about)})"
 
 
 def _quoted(text: str, limit: int) -> str:
