@@ -31,11 +31,26 @@ def paragraph(alert: Alert, window: Mapping[str, Any]) -> str:
     if alert.anomalies:
         sentences.append(_unusual(alert.anomalies[0], window, matches[0] if matches else None))
     sentences.append(_conclusion(alert))
+    if alert.enforced != "none":
+        sentences.append(_enforced(alert))
     if alert.repeats:
         sentences.append(
             f"{alert.repeats} more like it {'was' if alert.repeats == 1 else 'were'} counted here."
         )
     return " ".join(sentences)
+
+
+def _enforced(alert: Alert) -> str:
+    """Return what guards made of it: the gravest."""
+    told = [e for e in alert.evidence if e.enforcement is not None]
+    event = max((e.enforcement for e in told if e.enforcement), key=lambda e: e.outcome.rank)
+    where = f"in the kernel at {printable(event.hook, 40)}"
+    key = ", because its score was over the threshold as well" if event.anomalous else ""
+    if event.outcome is Outcome.DENIED:
+        ended = " and the process ended" if event.killed else ""
+        by = " by a verdict on the process" if event.sentence else ""
+        return f"It was denied {where}{by}{ended}{key}."
+    return f"It would have been denied {where}{key}, but the guard is permissive."
 
 
 def name(process: Process) -> str:

@@ -350,7 +350,9 @@ class BpfNormalizer:
         call, variant = self._called(told.token, io_uring=bool(flags & guard_abi.DenialFlag.IO_URING))
         traits = guard_abi.Trait(told.traits & _TRAITS)
         numbers = tuple(
-            (number.name.lower(), told.numbers[number]) for number in guard_abi.Number if told.known >> number & 1
+            (number.name.lower(), told.numbers[number])
+            for number in guard_abi.Number
+            if told.known >> number & 1
         )
         cut = bool(flags & guard_abi.DenialFlag.CUT)
         raw = bytes(record[_DENIAL:])

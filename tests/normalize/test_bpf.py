@@ -699,7 +699,12 @@ def test_denial():
         ((), {"outcome": 2, "mode": 2}, {"outcome": Outcome.WOULD_DENY, "mode": "permissive"}),
         (
             (),
-            {"addressed": 1, "address": (0,) * 10 + (255, 255, 10, 0, 0, 1), "known": 4, "numbers": (0, 0, 22)},
+            {
+                "addressed": 1,
+                "address": (0,) * 10 + (255, 255, 10, 0, 0, 1),
+                "known": 4,
+                "numbers": (0, 0, 22),
+            },
             {"address": Address("inet", "10.0.0.1", 22)},
         ),
         (
@@ -749,7 +754,11 @@ def test_denial_of_another_size():
     longer.size = len(whole) + 1
     cut = abi.Header.from_buffer_copy(whole)
     cut.size = len(whole) - 1
-    broken = [bytes(longer) + whole[HEADER:] + b"x", bytes(cut) + whole[HEADER:-1], bytes(told_denial(b"/a\0b"))]
+    broken = [
+        bytes(longer) + whole[HEADER:] + b"x",
+        bytes(cut) + whole[HEADER:-1],
+        bytes(told_denial(b"/a\0b")),
+    ]
 
     assert [normalizer.item(memoryview(raw)) for raw in broken] == [None, None, None]
     assert normalizer.malformed == 3
