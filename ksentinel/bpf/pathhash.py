@@ -39,6 +39,25 @@ def name_hash(name: bytes, seed: int) -> int:
     return _mixed(value)
 
 
+def backwards_hash(data: bytes, seed: int) -> int:
+    """
+    Return the hash of a path, or of its end, taken from the last byte to the first, as guards compare it.
+
+    So the hashes of all ends of a path come up on the way to that of the whole.
+
+    Examples
+    --------
+    >>> backwards_hash(b"", 0), backwards_hash(b"a", 0x61)
+    (0, 0)
+    >>> backwards_hash(b"/ab", 1) == backwards_hash(b"/ba", 1)
+    False
+    """
+    value = seed
+    for byte in reversed(data):
+        value = (value ^ byte) * _FNV & _MASK
+    return _mixed(value)
+
+
 def _mixed(x: int) -> int:
     x ^= x >> 33
     x = x * _MIX1 & _MASK

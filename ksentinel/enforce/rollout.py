@@ -163,11 +163,14 @@ class Boot:
         When the kernel began, in nanoseconds since the epoch.
     forgiven
         Somebody has said that it wasn't the guards.
+    doubt
+        Why nothing is known of the boots before it, if that is so.
     """
 
     id: str
     booted_ns: int
     forgiven: bool = False
+    doubt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +206,14 @@ class Boots:
         Raises
         ------
         InputError
-            If it can't be written down: then nobody would notice the second one.
+            If it can't be written down: then nobody would notice the next one, and to enforce is not safe.
         """
+        doubt = ""
         try:
             known = self._read()
         except InputError as error:
-            self._write((Boot(boot_id, booted_ns),))
-            return Start(Mode.PERMISSIVE, f"{error}: it is not known how often this host has booted lately")
-        this = next((boot for boot in known if boot.id == boot_id), Boot(boot_id, booted_ns))
+            known, doubt = (), str(error)
+        this = next((boot for boot in known if boot.id == boot_id), Boot(boot_id, booted_ns, doubt=doubt))
         if this not in known:
             known = (*known, this)[-_KEPT:]
             self._write(known)
@@ -221,6 +224,10 @@ class Boots:
             if not boot.forgiven
         ]
         soon = min(before, default=SOON_NS + 1)
+        if this.doubt and not this.forgiven:
+            return Start(
+                Mode.PERMISSIVE, f"it is not known how often this host has booted lately: {this.doubt}"
+            )
         if this.forgiven or soon > SOON_NS:
             return Start(Mode.ENFORCE)
         return Start(
@@ -229,8 +236,8 @@ class Boots:
             "that the guards were not the reason",
         )
 
-    def forgive(self, boot_id: str) -> None:
-        """Write down that the guards weren't the reason: the boots up to this one count no more."""
+    def forgive(self) -> None:
+        """Write down that the guards weren't the reason: the boots up to now count no more."""
         self._write(tuple(replace(boot, forgiven=True) for boot in self._read()))
 
     def _read(self) -> tuple[Boot, ...]:
@@ -374,9 +381,9 @@ def read(path: Path, uid: int, kind: type[_T]) -> _T | None:
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise InputError("is writable by others", at=path, remedy=f"chmod go-w {path}")
         text = file.read(_LARGEST + 1)
+    if len(text) > _LARGEST:
+        raise InputError(f"is larger than {_LARGEST:,} bytes", at=path, remedy="move it away")
     try:
-        if len(text) > _LARGEST:
-            raise ValueError(f"it is larger than {_LARGEST} bytes")
         return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InputError(f"is damaged: {error}", at=path, remedy="move it away") from None
