@@ -7,15 +7,19 @@ through is none, because the operator has said that it is expected; it is counte
 neither.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ksentinel.bpf.guard_abi import Trait, Word
 from ksentinel.codec import event_to_plain
+from ksentinel.enforce.compiled import CANARY_RULE, Compiled, GuardRule
+from ksentinel.enforce.settings import Entry
 from ksentinel.event import HookEvent, Outcome
 from ksentinel.level import Level
 from ksentinel.rules import Clause, Match, Response, Rule
-from ksentinel.rules.guard import Literal
+from ksentinel.rules.guard import Known, Names
 
 ENTRY = "entry:"
 """What the id of an operator's entry begins with, where rules have theirs."""
@@ -44,12 +48,6 @@ class Asked:
     subject: str
     words: str
     negated: bool = False
-
-    @classmethod
-    def of(cls, literal: Literal) -> "Asked":
-        """Return it of a test of a rule's guard."""
-        subject = literal.test.subject
-        return cls(subject, literal.test.words().removeprefix(f"{subject} "), literal.negated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +120,119 @@ class Denied:
         }
 
 
-def entry_rule(
-    name: str, title: str = "", *, action: str = "deny", anomalous: bool = False, file: str = ""
-) -> Rule:
+class Policies:
     """
-    Return what alerts must know of an operator's entry: it is a rule of level high.
+    The policies that denials still may be of: the one in force and some before it.
 
     Parameters
     ----------
-    action
-        ``log``, ``deny`` or ``kill``; to log asks for nothing to be done.
-    file
-        Where it stands.
+    most
+        How many are kept: records come within moments, and by then there may be another policy.
     """
-    response = None if action == "log" else Response(action, inline=True, anomalous=anomalous)
+
+    def __init__(self, most: int = 8) -> None:
+        self.most = most
+        self._known: OrderedDict[int, Compiled] = OrderedDict()
+        self._sentencing: dict[int, tuple[str, str]] = {}
+        self._rules: dict[str, Rule] = {}
+
+    def add(self, epoch: int, compiled: Compiled) -> None:
+        """Take a policy in, before the kernel has it."""
+        self._known[epoch] = compiled
+        self._known.move_to_end(epoch)
+        if len(self._known) > self.most:
+            self._known.popitem(last=False)
+        # What went with an older policy is told by the rule of that time.
+        self._rules = {identity(one): rule_behind(one) for old in self._known.values() for one in old.rules}
+
+    def sentence(self, number: int, rule: Rule) -> None:
+        """Note which rule a verdict on a process is told by: *number* is what the sentence has."""
+        self._sentencing[number] = (rule.id, rule.title)
+        self._rules.setdefault(rule.id, rule)
+
+    def rule_of(self, epoch: int | None, number: int) -> tuple[str, str]:
+        """Return id and title of the rule of that number in that policy; epoch None: of a sentence. Empty if it isn't known."""
+        if epoch is None:
+            return self._sentencing.get(number, ("", ""))
+        compiled = self._known.get(epoch)
+        if compiled is None or number >= len(compiled.rules):
+            return "", ""
+        return identity(compiled.rules[number]), compiled.rules[number].title
+
+    def match(self, event: HookEvent) -> Match | None:
+        """Return a denial as a match; None for one that is none, as `match_of` says."""
+        compiled = self._known.get(event.epoch)
+        asked: tuple[Asked, ...] = ()
+        if compiled is not None and not event.sentence and event.way < len(compiled.ways):
+            asked = tuple(asked_of(compiled, event.way))
+        return match_of(event, self._rules, asked)
+
+
+def identity(guard: GuardRule) -> str:
+    """Return what a guard's rule is known by outside of the policy: its id, an entry's with `ENTRY` before it."""
+    return f"{ENTRY}{guard.id}" if isinstance(guard.source, Entry) else guard.id
+
+
+def rule_behind(guard: GuardRule) -> Rule:
+    """Return what alerts must know of a guard's rule; an operator's entry is one of level high."""
+    entry = guard.source
+    if not isinstance(entry, Entry):
+        return entry.rule
+    action = entry.action.name.lower()
+    # To note something asks for nothing to be done.
+    response = None if action == "log" else Response(action, inline=True, anomalous=entry.anomalous)
     return Rule(
-        f"{ENTRY}{name}", title or name, Level.HIGH, file=file, name=name, source=SOURCE, response=response
+        identity(guard),
+        guard.title,
+        Level.HIGH,
+        file=str(entry.at),
+        name=entry.id,
+        source=SOURCE,
+        response=response,
     )
+
+
+def asked_of(compiled: Compiled, way: int) -> Iterator[Asked]:
+    """Yield the tests of a way of a policy, out of its bits: what holds first, then what must not."""
+    one = compiled.ways[way]
+    if one.rule == CANARY_RULE:
+        return
+    for words, negated in ((one.need, False), (one.forbid, True)):
+        for word in Word:
+            for bit in range(64):
+                if words[word] >> bit & 1:
+                    subject, told = _fact(compiled, word, bit)
+                    yield Asked(subject, told, negated)
+    if one.anomalous:
+        yield Asked("score", "is over its threshold")
+
+
+def _fact(compiled: Compiled, word: Word, bit: int) -> tuple[str, str]:
+    """Return what a bit of a word is about, and what it says of that."""
+    subject = word.name.lower()
+    if word is Word.TRAITS:
+        return subject, f"has {str(Trait(1 << bit).name).lower().replace('_', ' ')}"
+    if word is Word.PLACES or word is Word.WHO:
+        verbs = ("is", "is below", "is")
+        column = (2,) if word is Word.WHO else (0, 1)
+        found = [
+            f"{verbs[which]} {path}"
+            for which in column
+            for path, place in compiled.where.items()
+            if place is not None and compiled.places_of.get(place, (0, 0, 0))[which] >> bit & 1
+        ]
+        return ("path" if word is Word.PLACES else "program"), " or ".join(
+            found
+        ) or "is one of files that aren't there"
+    if word is Word.NUMBERS:
+        test = compiled.asked[bit]
+        return test.subject, test.words().removeprefix(f"{test.subject} ")
+    names = compiled.sets[bit]
+    known = names.prefixes == ("",)
+    test_of_names = (
+        Known(subject) if known else Names(subject, names.exact, names.prefixes, names.suffixes, names.cased)
+    )
+    return subject, test_of_names.words().removeprefix(f"{subject} ")
 
 
 def match_of(event: HookEvent, rules: Mapping[str, Rule], asked: Sequence[Asked] = ()) -> Match | None:
@@ -182,15 +276,17 @@ def seen_of(event: HookEvent, subject: str) -> str | None:
         return f"{number:#o}" if subject in {"flags", "mode"} else str(number)
     told: dict[str, str] = {
         "program": process.exe,
-        "who": process.exe,
         "parent": "" if process.parent is None else process.parent.exe,
         "service": process.service_exe,
         "ancestors": ", ".join(ancestor.exe for ancestor in process.ancestors()),
         "target": paths[-1] if paths else "",
         "destination": "" if address is None else str(address),
         "traits": ", ".join(trait.replace("_", " ") for trait in event.traits),
+        "score": ""
+        if event.score is None
+        else f"mean {event.score.mean}, CUSUM {event.score.cusum}, process {event.score.process}",
     }
-    about_files = subject in {"path", "places", "image", "executed", "asked"}
+    about_files = subject in {"path", "image", "executed", "asked"}
     return (", ".join(paths) if about_files else told.get(subject)) or None
 
 
