@@ -277,7 +277,7 @@ def is_roots(path: str, status: Callable[[str], os.stat_result] = os.lstat) -> b
             and (stat.S_ISREG if each is place else stat.S_ISDIR)(found.st_mode)
             for each in (place, *place.parents)
         )
-    except OSError:
+    except (OSError, ValueError):  # the latter: a NUL in it
         return False
 
 

@@ -52,8 +52,10 @@ def plan_table(plan: Plan) -> None:
     period = f", from {_moment(plan.first_ns)} to {_moment(plan.last_ns)} UTC" if plan.events else ""
     report.lines(
         [
-            f"{plan.events:,} events{period}; {quiet:,} rules would have met nothing. Events are kept around alerts only: what nobody "
-            "was alerted to isn't among them"
+            (
+                f"{plan.events:,} events{period}; {quiet:,} rules would have met nothing. Events are kept around alerts only: what nobody "
+                "was alerted to isn't among them"
+            )
         ]
     )
 
@@ -68,8 +70,10 @@ def ready_table(readiness: Readiness) -> None:
     answered = sum(one.resolved for one in readiness.findings)
     report.lines(
         [
-            f"watched for {readiness.days:.1f} of {readiness.wanted:g} days; {len(readiness.findings):,} would have been denied, "
-            f"{answered:,} have an answer"
+            (
+                f"watched for {readiness.days:.1f} of {readiness.wanted:g} days; {len(readiness.findings):,} would have been denied, "
+                f"{answered:,} have an answer"
+            )
         ]
     )
     out.print(report.plain(readiness.verdict, style="bold green" if readiness.ready else "bold red"))
