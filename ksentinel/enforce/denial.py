@@ -28,6 +28,7 @@ SOURCE = "guard"
 
 _SELECTION = "guard"
 _UNKNOWN = "guard:unknown"
+_KNOWN = "is known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +198,15 @@ def asked_of(compiled: Compiled, way: int) -> Iterator[Asked]:
     one = compiled.ways[way]
     if one.rule == CANARY_RULE:
         return
-    for words, negated in ((one.need, False), (one.forbid, True)):
-        for word in Word:
-            for bit in range(64):
-                if words[word] >> bit & 1:
-                    subject, told = _fact(compiled, word, bit)
-                    yield Asked(subject, told, negated)
+    told = [
+        Asked(*_fact(compiled, word, bit), negated)
+        for words, negated in ((one.need, False), (one.forbid, True))
+        for word in Word
+        for bit in range(64)
+        if words[word] >> bit & 1
+    ]
+    # That there is a path at all is what says least.
+    yield from sorted(told, key=lambda asked: (asked.negated, asked.words == _KNOWN))
     if one.anomalous:
         yield Asked("score", "is over its threshold")
 

@@ -53,7 +53,7 @@ def plan_table(plan: Plan) -> None:
     report.lines(
         [
             (
-                f"{plan.events:,} events{period}; {quiet:,} rules would have met nothing. Events are kept around alerts only: what nobody "
+                f"{plan.events:,} events{period}; {quiet:,} rule{'' if quiet == 1 else 's'} would have met nothing. Events are kept around alerts only: what nobody "
                 "was alerted to isn't among them"
             )
         ]
