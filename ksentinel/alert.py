@@ -8,7 +8,7 @@ from typing import Any
 
 from ksentinel.codec import event_to_plain, process_to_plain
 from ksentinel.detectors import Anomaly
-from ksentinel.event import Process
+from ksentinel.event import HookEvent, Outcome, Process
 from ksentinel.level import Level
 from ksentinel.rules import Exemption, Match
 from ksentinel.syscalls import token_name
@@ -22,13 +22,24 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One rule's (or the model's) say, the first time in full and then how often."""
+    """
+    One rule's (or the model's) say, the first time in full and then how often.
+
+    Attributes
+    ----------
+    enforcement
+        What the rule's guard made of it in the kernel: the gravest of what it did, the first of equals.
+    enforced
+        How often its guard spoke.
+    """
 
     count: int
     first_ns: int
     last_ns: int
     match: Match | None = None
     anomaly: Anomaly | None = None
+    enforcement: HookEvent | None = None
+    enforced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +98,17 @@ class Alert:
             return worst.rule.title
         return f"Unusual system calls of {self.process.exe or 'an unknown program'}"
 
+    @property
+    def enforced(self) -> str:
+        """What guards in the kernel made of it: ``denied``, ``would_deny`` or ``none``."""
+        told = {e.enforcement.outcome for e in self.evidence if e.enforcement is not None}
+        return next((str(o) for o in (Outcome.DENIED, Outcome.WOULD_DENY) if o in told), "none")
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """The verdict's, and what guards did."""
+        return (*self.verdict.reasons, *(_guarded(e) for e in self.evidence if e.enforcement is not None))
+
     def to_plain(self) -> dict[str, Any]:
         """Return the JSON form: what goes to the store and to a SIEM."""
         return {
@@ -96,7 +118,8 @@ class Alert:
             "level": str(self.level),
             "action": str(self.verdict.action),
             "agreed": self.verdict.agreed,
-            "reasons": list(self.verdict.reasons),
+            "enforced": self.enforced,
+            "reasons": list(self.reasons),
             "policy": {
                 "rule": str(self.verdict.place.rule),
                 "model": str(self.verdict.place.model),
@@ -127,6 +150,8 @@ class Alert:
         }
         if evidence.match is not None:
             plain["match"] = _match(evidence.match)
+        if evidence.enforcement is not None:
+            plain["enforcement"] = _enforcement(evidence.enforcement, evidence.enforced)
         if evidence.anomaly is not None:
             plain["anomaly"] = _anomaly(evidence.anomaly, self.arch)
         return plain
@@ -147,6 +172,48 @@ def when(time_ns: int) -> str:
         return (_EPOCH + timedelta(microseconds=time_ns // 1000)).isoformat(timespec="microseconds")
     except OverflowError:
         return "9999-12-31T23:59:59.999999+00:00" if time_ns > 0 else "0001-01-01T00:00:00.000000+00:00"
+
+
+_OUTCOMES = {
+    Outcome.DENIED: "denied",
+    Outcome.WOULD_DENY: "would have been denied",
+    Outcome.LOGGED: "noted",
+    Outcome.SPARED: "spared",
+    Outcome.RELEASED: "let through, because guards are released,",
+}
+
+
+def _guarded(evidence: Evidence) -> str:
+    """Return what a guard did, in words: ``denied in the kernel at file_open, 3 times: rule 'Shadow read'``."""
+    event = evidence.enforcement
+    assert event is not None  # noqa: S101  # who asks has looked
+    often = f", {evidence.enforced:,} times" if evidence.enforced > 1 else ""
+    title = "" if evidence.match is None else f": rule {evidence.match.rule.title!r}"
+    why = f"; the process is in {event.sentence}" if event.sentence == "quarantine" else ""
+    why += "; it was ended" if event.killed else ""
+    why += "; the score was over its threshold" if event.anomalous else ""
+    return f"{_OUTCOMES[event.outcome]} in the kernel at {event.hook}{often}{title}{why}"
+
+
+def _enforcement(event: HookEvent, count: int) -> dict[str, Any]:
+    plain: dict[str, Any] = {
+        "outcome": str(event.outcome),
+        "hook": event.hook,
+        "call": event.call,
+        "mode": event.mode,
+        "action": event.action,
+        "anomalous": event.anomalous,
+        "sentence": event.sentence,
+        "untold": event.untold,
+        "killed": event.killed,
+        "count": count,
+        "time": when(event.time_ns),
+        "time_ns": event.time_ns,
+    }
+    if event.score is not None:
+        score = event.score
+        plain["score"] = {"mean": score.mean, "cusum": score.cusum, "process": score.process}
+    return plain
 
 
 def _match(match: Match) -> dict[str, Any]:

@@ -30,10 +30,12 @@ from ksentinel.event import (
     ExecEvent,
     ExitEvent,
     ForkEvent,
+    HookEvent,
     Origin,
     Process,
     ProcessKey,
     Record,
+    Score,
     SyscallEvent,
 )
 
@@ -43,6 +45,7 @@ KINDS: dict[str, type[Event]] = {
     "exit": ExitEvent,
     "syscall": SyscallEvent,
     "audit": AuditEvent,
+    "hook": HookEvent,
 }
 _NAMES = {kind: name for name, kind in KINDS.items()}
 _MAX_ANCESTORS = 64
@@ -103,7 +106,7 @@ def event_to_plain(event: Event, process: Callable[[Process], Any] = process_to_
     plain["process"] = process(event.process)
     if event.records:
         plain["records"] = [[r.type, [list(pair) for pair in r.fields]] for r in event.records]
-    if isinstance(event, SyscallEvent) and event.address is not None:
+    if isinstance(event, SyscallEvent | HookEvent) and event.address is not None:
         plain["address"] = _scalars(event.address)
     return plain
 
@@ -129,8 +132,10 @@ def event_from_plain(
     rest.setdefault("origin", Origin.BPF)
     records = _convert("records", rest.pop("records", ()), _Records)
     extra: dict[str, Any] = {"process": who, "records": tuple(Record(*record) for record in records)}
-    if kind == "syscall" and rest.get("address") is not None:
+    if kind in {"syscall", "hook"} and rest.get("address") is not None:
         extra["address"] = _address(_mapping("address", rest.pop("address")))
+    if kind == "hook" and rest.get("score") is not None:
+        extra["score"] = _build(Score, _mapping("score", rest.pop("score")))
     return _build(KINDS[kind], rest, **extra)
 
 

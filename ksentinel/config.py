@@ -92,6 +92,8 @@ class StoreConfig:
     """The same of kept events; one that several alerts keep counts for each of them."""
     max_suppressed: int = 100_000
     """The same of counts of what was suppressed: one for each rule, executable, parent and hour."""
+    max_denials: int = 10_000
+    """The same of counts of denials: one for each rule, hook, executable, service, outcome and mode."""
 
 
 @dataclass(frozen=True, slots=True)

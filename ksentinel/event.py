@@ -8,7 +8,7 @@ to it any more.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import IPv6Address, ip_address
 
@@ -258,4 +258,119 @@ class AuditEvent(_Happened):
     type: str
 
 
-Event = ForkEvent | ExecEvent | ExitEvent | SyscallEvent | AuditEvent
+class Outcome(StrEnum):
+    """What became of an operation that a guard spoke against; the most told first."""
+
+    DENIED = "denied"
+    WOULD_DENY = "would_deny"
+    LOGGED = "logged"
+    SPARED = "spared"
+    """By the list of who is never denied anything."""
+    RELEASED = "released"
+    """Everything had been let go."""
+
+    @property
+    def rank(self) -> int:
+        """How much it weighs: of several the highest is told."""
+        return len(Outcome) - list(Outcome).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What the kernel had scored by then: the thread's mean and CUSUM, and the process's own."""
+
+    mean: int
+    cusum: int
+    process: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookEvent(_Happened):
+    """
+    A guard in the kernel has spoken against an operation; ``process`` is who tried.
+
+    Attributes
+    ----------
+    hook
+        The LSM hook: ``file_open``.
+    call, abi
+        The system call it was asked in, as of `SyscallEvent`; ``io_uring`` where that did it.
+    rule, title
+        Whose guard it is; empty if that is no longer known.
+    epoch, way
+        Of the policy that decided, and which of its ways it was.
+    action, mode
+        What was asked for (log, deny, kill), and how much that was meant.
+    anomalous
+        A score was over its threshold.
+    sentence
+        ``quarantine`` or ``kill`` if a verdict on the process spoke, and no guard of its own.
+    nonce
+        Of the proof that the guard works, which this is part of; None for what really happened.
+    untold
+        Something could not be told, and that counts against the operation.
+    killed
+        The process was ended.
+    paths
+        The files, as the kernel has them; a rename has two. One that begins with ``...`` could not be told from the root.
+    numbers
+        What else the hook saw: ``("flags", 577)``.
+    traits
+        Facts that have names: ``memfd``, ``write``.
+    """
+
+    hook: str
+    outcome: Outcome
+    call: str = ""
+    abi: str = "native"
+    rule: str = ""
+    title: str = ""
+    epoch: int = 0
+    way: int = 0
+    action: str = "deny"
+    mode: str = ""
+    anomalous: bool = False
+    sentence: str = ""
+    nonce: int | None = None
+    untold: bool = False
+    killed: bool = False
+    paths: tuple[str, ...] = ()
+    address: Address | None = None
+    numbers: tuple[tuple[str, int], ...] = ()
+    traits: tuple[str, ...] = ()
+    score: Score | None = None
+    cgroup: int | None = None
+
+    @property
+    def operation(self) -> "ExecEvent | SyscallEvent":
+        """
+        What was tried, as the event that rules would have seen of it.
+
+        The kernel tells no event of an execution that it refused: there the process is what it would have become, as far as
+        that is known.
+        """
+        happened = {"time_ns": self.time_ns, "tid": self.tid, "origin": self.origin}
+        if self.hook in _EXECUTIONS and self.paths:
+            # Of a script the last path is the interpreter's, which is what is executed.
+            exe = self.paths[-1]
+            process = replace(self.process, exe=exe, argv=(), was=self.process.exe, script="")
+            return ExecEvent(**happened, process=process, path=self.paths[0])  # type: ignore[arg-type]
+        numbers = dict(self.numbers)
+        return SyscallEvent(
+            **happened,  # type: ignore[arg-type]
+            process=self.process,
+            syscall=self.call,
+            abi=self.abi,
+            paths=self.paths,
+            flags=numbers.get("flags"),
+            mode=numbers.get("mode"),
+            address=self.address,
+            values=tuple(pair for pair in self.numbers if pair[0] not in _NO_VALUES),
+        )
+
+
+_EXECUTIONS = frozenset({"bprm_check_security", "bprm_creds_from_file"})
+# Numbers that an event of a call has elsewhere, or not at all.
+_NO_VALUES = frozenset({"flags", "mode", "port", "euid", "another"})
+
+Event = ForkEvent | ExecEvent | ExitEvent | SyscallEvent | AuditEvent | HookEvent

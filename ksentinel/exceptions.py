@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ksentinel.errors import Location, RuleError
-from ksentinel.event import Event
+from ksentinel.event import Event, HookEvent
 from ksentinel.rules import Exemption, Match, Rule
 from ksentinel.rules.document import List, Map, Node, Scalar, parse, read, suggest
 from ksentinel.rules.fields import ROOT, Source, Users, View, sources
@@ -283,7 +283,8 @@ def _expires(node: Node) -> int:
 
 
 def _views(event: Event, source: str) -> Iterator[View]:
-    """Yield the event as rules of that source see it: audit's see it record by record."""
+    """Yield the event as rules of that source see it: audit's see it record by record, a guard's word is the operation's."""
+    event = event.operation if isinstance(event, HookEvent) else event
     if source != _AUDIT:
         yield View(event)
     else:

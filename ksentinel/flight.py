@@ -28,7 +28,7 @@ from typing import Any
 
 from ksentinel.alert import Alert
 from ksentinel.codec import KINDS, event_to_plain, process_to_plain
-from ksentinel.event import AuditEvent, ExecEvent, Process, ProcessKey, SyscallEvent
+from ksentinel.event import AuditEvent, ExecEvent, HookEvent, Process, ProcessKey, SyscallEvent
 from ksentinel.incident import SECOND, branch_of, related
 from ksentinel.sources import Item
 from ksentinel.syscalls import token_name
@@ -60,7 +60,7 @@ class Facts:
     begun_ns, time_ns
         The same for events; a window's first and last call.
     kind
-        ``exec``, ``fork``, ``exit``, ``syscall``, ``audit`` or ``window``.
+        ``exec``, ``fork``, ``exit``, ``syscall``, ``audit``, ``hook`` or ``window``.
     paths
         Files that were named, the socket of a unix address among them.
     host, port
@@ -460,8 +460,9 @@ def facts(item: Item, arch: str = "x86_64") -> Facts:
     paths: Iterable[str] = ()
     calls = ()
     host, port = "", None
-    if isinstance(item, SyscallEvent):
-        calls = (item.syscall if item.abi == "native" else f"{item.abi}:{item.syscall}",)
+    if isinstance(item, SyscallEvent | HookEvent):
+        called = item.call if isinstance(item, HookEvent) else item.syscall
+        calls = (called if item.abi == "native" else f"{item.abi}:{called}",) if called else ()
         paths = item.paths
         if item.address is not None:
             paths = (*paths, item.address.path)

@@ -17,16 +17,19 @@ descendants; the service itself is a branch of its own. Who gets what:
 What happens in one branch is told as one alert, until the branch has been quiet for a while. An incident that looks just
 like one already told (same service, same programs, same rules) is counted there instead of told again; it is told
 after all when it gets worse, or when the last telling was long ago.
+
+What a guard in the kernel says is a match of its rule like any other. The event of the same operation may come as well, and
+say the same once more: of one rule the two are one piece of evidence, and not counted twice.
 """
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ksentinel.alert import Alert, Evidence
 from ksentinel.detectors import Anomaly
-from ksentinel.event import Process, ProcessKey
+from ksentinel.event import HookEvent, Process, ProcessKey
 from ksentinel.level import Level
 from ksentinel.policy import Context, Policy
 from ksentinel.rules import Match
@@ -39,7 +42,7 @@ _MAX_RULES = 50
 
 Kind = tuple[str, bool]
 """Of a match: `Match.kind`, its rule and whether it is excepted."""
-Signature = tuple[str, frozenset[Kind], frozenset[str]]
+Signature = tuple[str, frozenset[Kind], frozenset[str], str]
 
 
 @dataclass(slots=True)
@@ -50,6 +53,8 @@ class _Incident:
     opened_ns: int
     updated_ns: int
     matches: dict[Kind, Evidence] = field(default_factory=dict)
+    events: Counter[Kind] = field(default_factory=Counter)
+    """By kind of match, how many of them were events of user space; the others are a guard's word."""
     anomalies: list[Evidence] = field(default_factory=list)
     agreeing: dict[Kind, Anomaly] = field(default_factory=dict)
     """By kind of match: the anomaly that agrees with it; one of a program that the model knows, then the most unusual."""
@@ -413,18 +418,36 @@ def branch_of(process: Process) -> ProcessKey:
 
 def _enter_match(incident: _Incident, match: Match, time_ns: int) -> bool:
     kind = match.kind
+    guard = match.event if isinstance(match.event, HookEvent) else None
     known = incident.matches.get(kind)
-    if known is not None:
-        incident.matches[kind] = replace(known, count=known.count + 1, last_ns=max(known.last_ns, time_ns))
-        return False
-    if len(incident.matches) >= _MAX_RULES:
-        mildest = min(incident.matches, key=lambda k: _level(incident.matches[k]))
-        if _level(incident.matches[mildest]) >= match.level:
-            return False
-        del incident.matches[mildest]
-        incident.agreeing.pop(mildest, None)
-    incident.matches[kind] = Evidence(1, time_ns, time_ns, match=match)
-    return True
+    if known is None:
+        if len(incident.matches) >= _MAX_RULES:
+            mildest = min(incident.matches, key=lambda k: _level(incident.matches[k]))
+            if _level(incident.matches[mildest]) >= match.level:
+                return False
+            del incident.matches[mildest]
+            incident.events.pop(mildest, None)
+            incident.agreeing.pop(mildest, None)
+        incident.events[kind] = guard is None
+        incident.matches[kind] = Evidence(
+            1, time_ns, time_ns, match=match, enforcement=guard, enforced=int(guard is not None)
+        )
+        return True
+    incident.events[kind] += guard is None
+    enforced = known.enforced + (guard is not None)
+    before = known.enforcement
+    graver = guard is not None and (before is None or guard.outcome.rank > before.outcome.rank)
+    # The event says more of the operation than the hook saw; what that saw is kept beside it.
+    fuller = guard is None and known.match is not None and isinstance(known.match.event, HookEvent)
+    incident.matches[kind] = replace(
+        known,
+        count=max(incident.events[kind], enforced),
+        last_ns=max(known.last_ns, time_ns),
+        match=match if fuller else known.match,
+        enforcement=guard if graver else before,
+        enforced=enforced,
+    )
+    return graver
 
 
 def _speaker(evidence: Evidence) -> Process:
@@ -447,7 +470,10 @@ def _signature(incident: _Incident) -> Signature:
     programs = {e.match.event.process.exe for e in incident.matches.values() if e.match is not None}
     if not incident.matches:
         programs = {e.anomaly.window.process.exe for e in incident.anomalies if e.anomaly is not None}
-    return incident.process.service_exe, frozenset(incident.matches), frozenset(programs)
+    # What was denied doesn't hide in what wasn't.
+    outcomes = [e.enforcement.outcome for e in incident.matches.values() if e.enforcement is not None]
+    outcome = str(max(outcomes, key=lambda o: o.rank)) if outcomes else ""
+    return incident.process.service_exe, frozenset(incident.matches), frozenset(programs), outcome
 
 
 def _id(witness: _Witness) -> str:

@@ -2,7 +2,7 @@
 """
 The store: alerts in one SQLite file, each incident's newest state, and the events around them.
 
-Schema 3 (``PRAGMA user_version``; application id ``ksal``):
+Schema 4 (``PRAGMA user_version``; application id ``ksal``):
 
 ==========  =============================================================================================
 table       columns
@@ -13,15 +13,16 @@ process     the JSON of an event's process (as in `codec`, with its ancestors), 
 kept        alert, event, phase (before, after)
 flight      alert, how many events were kept for it, how many came beyond what is kept
 suppressed  how many alerts were suppressed, by rule, executable, parent, hour and cause; nothing else is kept of them
+denial      how often guards spoke, by rule, hook, executable, service, outcome and mode; one event of each in full
 account     name, value: what was removed to make room; the number of runs that kept events
 ==========  =============================================================================================
 
-A store of schema 1 has alerts alone, one of schema 2 nothing of what was suppressed: they can be read, and become one of
-schema 3 when they are written to, in one transaction. Write-ahead logging: a killed writer leaves a store that opens. The file is private to its owner (mode
-0600).
+A store of schema 1 has alerts alone, one of schema 2 nothing of what was suppressed, one of schema 3 no denials: they can be
+read, and become one of schema 4 when they are written to, in one transaction. Write-ahead logging: a killed writer leaves a
+store that opens. The file is private to its owner (mode 0600).
 
-It is bounded: beyond so many alerts, kept events or counts of suppressed alerts those that were written longest ago are removed, and counted. An
-event that several alerts keep counts for each of them.
+It is bounded: beyond so many alerts, kept events, counts of suppressed alerts or of denials those that were written longest ago
+are removed, and counted. An event that several alerts keep counts for each of them.
 """
 
 import os
@@ -41,16 +42,19 @@ import orjson
 
 from ksentinel.alert import Alert
 from ksentinel.config import StoreConfig
+from ksentinel.enforce.denial import Denied
 from ksentinel.errors import InputError
+from ksentinel.event import HookEvent, Outcome
 from ksentinel.flight import Facts, Flown, Kept, Phase
 from ksentinel.level import Level
 from ksentinel.noise import HOUR, Fate, Suppressed, Triple
 from ksentinel.printable import printable_json
 from ksentinel.search import Found, Results, Search
 
-SCHEMA = 3
+SCHEMA = 4
 _ALERTS_ALONE = 1
 _NOTHING_SUPPRESSED = 2
+_NO_DENIALS = 3
 APPLICATION = 0x6B73616C  # "ksal"
 # The latter: a message of SQLite's with bytes from a damaged file that are no text, and JSON that is none.
 _DAMAGES = (sqlite3.Error, ValueError)
@@ -75,6 +79,10 @@ CREATE TABLE IF NOT EXISTS flight (alert TEXT PRIMARY KEY, events INTEGER NOT NU
 CREATE TABLE IF NOT EXISTS suppressed (id INTEGER PRIMARY KEY, rule TEXT NOT NULL, exe TEXT NOT NULL, parent TEXT NOT NULL,
                     hour_ns INTEGER NOT NULL, fate TEXT NOT NULL, title TEXT NOT NULL, alerts INTEGER NOT NULL,
                     repeats INTEGER NOT NULL, UNIQUE (rule, exe, parent, hour_ns, fate)) STRICT;
+CREATE TABLE IF NOT EXISTS denial (id INTEGER PRIMARY KEY, rule TEXT NOT NULL, hook TEXT NOT NULL, exe TEXT NOT NULL,
+                    service TEXT NOT NULL, outcome TEXT NOT NULL, mode TEXT NOT NULL, title TEXT NOT NULL,
+                    first_ns INTEGER NOT NULL, last_ns INTEGER NOT NULL, count INTEGER NOT NULL, note TEXT NOT NULL,
+                    body BLOB NOT NULL, UNIQUE (rule, hook, exe, service, outcome, mode)) STRICT;
 CREATE TABLE IF NOT EXISTS account (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 """
 
@@ -92,7 +100,7 @@ class Store:
     write
         False: read only.
     bounds
-        How many alerts, kept events and counts of suppressed alerts it holds; those written longest ago make room.
+        How many alerts, kept events, counts of suppressed alerts and of denials it holds; those written longest ago make room.
 
     Raises
     ------
@@ -244,6 +252,65 @@ class Store:
             for rule, exe, parent, title, hour_ns, fate, alerts, repeats in rows:
                 yield Suppressed(Triple(rule, exe, parent), title, hour_ns, Fate(fate), alerts, repeats)
 
+    def denied(self, events: Sequence[HookEvent]) -> None:
+        """Count what guards spoke against, proofs left out; on disk when this returns."""
+        with self._writing("denials can't be counted"):
+            for event in events:
+                if event.nonce is None:
+                    self._deny(Denied.of(event))
+            (count,) = self._db.execute("SELECT count(*) FROM denial").fetchone()
+            if count > self.bounds.max_denials:
+                surplus = count - self.bounds.max_denials
+                self._db.execute(
+                    "DELETE FROM denial WHERE id IN (SELECT id FROM denial ORDER BY last_ns, id LIMIT ?)",
+                    (surplus,),
+                )
+                self._count("denials_removed", surplus)
+
+    def _deny(self, one: Denied) -> None:
+        texts = (one.rule, one.hook, one.exe, one.service, str(one.outcome), one.mode, one.title)
+        times = (_column(one.first_ns), _column(one.last_ns))
+        self._db.execute(
+            "INSERT INTO denial VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, '', ?) ON CONFLICT DO UPDATE "
+            "SET count = count + 1, first_ns = min(first_ns, excluded.first_ns), last_ns = max(last_ns, excluded.last_ns), "
+            "title = excluded.title",
+            (*map(_bytewise, texts), *times, to_json(one.example)),
+        )
+
+    def denials(self, since_ns: int = 0) -> Iterator[Denied]:
+        """Yield what guards spoke against at that time or later, the latest first."""
+        if self._schema <= _NO_DENIALS:
+            return
+        with self._reading():
+            rows = self._db.execute(
+                "SELECT rule, title, hook, exe, service, outcome, mode, first_ns, last_ns, count, note, body FROM denial "
+                "WHERE last_ns >= ? ORDER BY last_ns DESC, id",
+                (_column(since_ns),),
+            )
+            for rule, title, hook, exe, service, outcome, mode, first, last, count, note, body in rows:
+                yield Denied(
+                    rule,
+                    title,
+                    hook,
+                    exe,
+                    service,
+                    Outcome(outcome),
+                    mode,
+                    first,
+                    last,
+                    count,
+                    note,
+                    _object(body),
+                )
+
+    def note(self, rule: str, exe: str, service: str, note: str) -> int:
+        """Write down what somebody says of the denials of a rule, an executable and a service; return how many that were."""
+        with self._writing("a note can't be stored"):
+            return self._db.execute(
+                "UPDATE denial SET note = ? WHERE rule = ? AND exe = ? AND service = ?",
+                tuple(map(_bytewise, (note, rule, exe, service))),
+            ).rowcount
+
     def _keep(self, run: int, one: Kept, processes: dict[int, int]) -> int:
         """Enter an event for an alert; returns 0 if that was done already."""
         place = (run, one.number)
@@ -364,8 +431,8 @@ class Store:
         )
 
     def removed(self) -> dict[str, int]:
-        """Return how many alerts, kept events and counts of suppressed alerts had to make room for others."""
-        names = ("alerts_removed", "events_removed", "suppressed_removed")
+        """Return how many alerts, kept events, counts of suppressed alerts and of denials had to make room for others."""
+        names = ("alerts_removed", "events_removed", "suppressed_removed", "denials_removed")
         if self._schema == _ALERTS_ALONE:
             return dict.fromkeys(names, 0)
         with self._reading():
@@ -464,7 +531,7 @@ class Store:
             raise InputError(
                 "is an SQLite file, but no store of alerts", at=self.path, remedy="name another by --store"
             )
-        if schema not in {_ALERTS_ALONE, _NOTHING_SUPPRESSED, SCHEMA} and not new:
+        if schema not in {_ALERTS_ALONE, _NOTHING_SUPPRESSED, _NO_DENIALS, SCHEMA} and not new:
             raise InputError(
                 f"is a store of schema {schema}; this ksentinel reads {SCHEMA}",
                 at=self.path,

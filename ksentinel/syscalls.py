@@ -9,7 +9,7 @@ token::
     0x0000 + n   the native (64-bit) ABI
     0x0400 + n   compat: i386 on x86-64, 32-bit Arm on arm64
     0x0800 + n   x32
-    0x0c00 + n   LSM hooks
+    0x0c00 + n   no call: a guard at the LSM hook n has spoken
     0x0d00 + n   not a call but what one is about: a class of its path or address, right behind it
     0x0e00       not a call either: a program begins
     0x0fff       a number outside its ABI's range
@@ -32,6 +32,14 @@ CLASSES = (
     "secret", "home", "tmp", "device", "proc", "system", "loopback", "private", "public",
 )  # fmt: skip
 """Names of the classes, in the order of their tokens."""
+HOOKS = (
+    "bprm_check_security", "bprm_creds_from_file", "mmap_file", "file_open", "path_mknod", "path_mkdir", "path_rename",
+    "path_link", "path_symlink", "path_truncate", "path_chmod", "path_chown", "path_unlink", "path_rmdir", "socket_connect",
+    "socket_bind", "socket_listen", "socket_sendmsg", "unix_stream_connect", "unix_may_send", "ptrace_access_check",
+    "kernel_load_data", "kernel_read_file", "bpf", "sb_mount", "move_mount", "sb_umount", "userns_create", "task_kill",
+    "task_fix_setuid", "task_fix_setgid", "capset", "task_prctl",
+)  # fmt: skip
+"""Names of the hooks where guards stand, in the order of their tokens, from 1."""
 
 
 class Abi(IntEnum):
@@ -108,7 +116,7 @@ def token_name(token: int, arch: str = "x86_64") -> str:
     >>> token_name(257), token_name(0x402), token_name(0x801), token_name(0x3FE), token_name(0xFFF)
     ('openat', 'i386:fork', 'x32:write', 'syscall_1022', 'invalid')
     >>> token_name(CLASS), token_name(EXEC), token_name(0xC07)
-    ('<secret>', '<exec>', 'hook_7')
+    ('<secret>', '<exec>', '<path_rename>')
     """
     if not 0 <= token < INVALID:
         return "invalid"
@@ -127,7 +135,7 @@ def token_name(token: int, arch: str = "x86_64") -> str:
         case Abi.X32:
             return f"x32:{names(arch).get(number, number)}"
         case Abi.HOOK:
-            return f"hook_{number}"
+            return f"<{HOOKS[number - 1] if 0 < number <= len(HOOKS) else f'hook_{number}'}>"
 
 
 def token_of(name: str, arch: str = "x86_64") -> int:

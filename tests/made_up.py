@@ -15,10 +15,13 @@ from ksentinel.event import (
     ExecEvent,
     ExitEvent,
     ForkEvent,
+    HookEvent,
     Origin,
+    Outcome,
     Process,
     ProcessKey,
     Record,
+    Score,
     SyscallEvent,
 )
 from ksentinel.level import Level
@@ -71,6 +74,26 @@ def anomaly(process=SHELL, at=0.0, level=Level.MEDIUM, p_value=1e-5, *, unseen=F
     window = Window(process, process.key.pid, last_ns - SECOND, last_ns, (59, 101, 165), lossy=lossy)
     members = (MemberScore("ngram", 9.5, p_value),)
     return Anomaly(window, p_value, level, members, "ngram", window.profile, unseen, **fields)
+
+
+def denial(process=SHELL, at=0.0, rule="web shell", outcome=Outcome.DENIED, **fields):
+    """Return what a guard says of an open, *at* seconds after the start."""
+    told = {
+        "hook": "file_open",
+        "call": "openat",
+        "title": rule.capitalize(),
+        "mode": "enforce" if outcome is Outcome.DENIED else "permissive",
+        "paths": ("/etc/shadow",),
+    }
+    return HookEvent(
+        time_ns=START + round(at * SECOND),
+        process=process,
+        tid=process.key.pid,
+        origin=Origin.BPF,
+        rule=rule,
+        outcome=outcome,
+        **told | fields,
+    )
 
 
 # Text as it comes from the kernel: any bytes but NUL, those that are no UTF-8 as surrogates.
@@ -144,6 +167,31 @@ events = st.one_of(
         result=_some,
         truncated=st.booleans(),
         unreadable=st.booleans(),
+        **_happened,
+    ),
+    st.builds(
+        HookEvent,
+        hook=texts,
+        outcome=st.sampled_from(Outcome),
+        call=texts,
+        abi=st.sampled_from(["native", "i386"]),
+        rule=texts,
+        title=texts,
+        epoch=st.integers(0, (1 << 32) - 1),
+        way=st.integers(0, 1023),
+        action=st.sampled_from(["log", "deny", "kill"]),
+        mode=st.sampled_from(["", "permissive", "enforce"]),
+        anomalous=st.booleans(),
+        sentence=st.sampled_from(["", "quarantine", "kill"]),
+        nonce=st.none() | st.integers(0, (1 << 32) - 1),
+        untold=st.booleans(),
+        killed=st.booleans(),
+        paths=st.lists(texts, max_size=2).map(tuple),
+        address=st.none() | _addresses,
+        numbers=st.lists(st.tuples(texts, numbers), max_size=2).map(tuple),
+        traits=st.lists(texts, max_size=2).map(tuple),
+        score=st.none() | st.builds(Score, *[st.integers(0, (1 << 32) - 1)] * 3),
+        cgroup=st.none() | st.integers(0, (1 << 64) - 1),
         **_happened,
     ),
 )

@@ -8,10 +8,11 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import CAT, SHELL, START, anomaly, judge, match
+from made_up import CAT, SHELL, START, anomaly, denial, judge, match
 
 from ksentinel.alert import Alert, Evidence, when, worst
 from ksentinel.codec import event_from_plain, process_from_plain
+from ksentinel.event import Outcome, Score
 from ksentinel.level import Level
 from ksentinel.rules import Exemption, Response
 
@@ -162,3 +163,42 @@ def test_any_time(time_ns):
 def test_when(time_ns, told):
     """To the microsecond, rounded down; the calendar's end is the end."""
     assert told == when(time_ns)
+
+
+def guarded(*outcomes, **fields):
+    """Return an alert of rules whose guards did that."""
+    evidence = [
+        Evidence(2, START, START, match=match(), enforcement=denial(outcome=outcome, **fields), enforced=2)
+        for outcome in outcomes
+    ]
+    return replace(alert([match()]), evidence=tuple(evidence))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "enforced"),
+    [
+        ([], "none"),
+        ([Outcome.LOGGED, Outcome.SPARED, Outcome.RELEASED], "none"),
+        ([Outcome.WOULD_DENY, Outcome.LOGGED], "would_deny"),
+        ([Outcome.WOULD_DENY, Outcome.DENIED], "denied"),
+    ],
+)
+def test_enforced(outcomes, enforced):
+    """What guards made of it: the gravest of all evidence."""
+    assert guarded(*outcomes).to_plain()["enforced"] == enforced
+
+
+def test_enforcement_in_json():
+    """Of each piece of evidence: where, how, how often, with which scores."""
+    one = guarded(Outcome.DENIED, score=Score(1, 2, 3), anomalous=True, killed=True)
+    plain = orjson.loads(orjson.dumps(one.to_plain()))
+
+    assert plain["evidence"][0]["enforcement"] == {
+        "outcome": "denied", "hook": "file_open", "call": "openat", "mode": "enforce", "action": "deny", "anomalous": True,
+        "sentence": "", "untold": False, "killed": True, "count": 2, "time": "2023-11-14T22:13:20.000000+00:00",
+        "time_ns": START, "score": {"mean": 1, "cusum": 2, "process": 3},
+    }  # fmt: skip
+    assert plain["reasons"][-1] == (
+        "denied in the kernel at file_open, 2 times: rule 'Web shell'; it was ended; the score was over its threshold"
+    )
+    assert "enforcement" not in alert([match()]).to_plain()["evidence"][0]

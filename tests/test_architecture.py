@@ -15,7 +15,7 @@ TESTS = ROOT / "tests"
 # they do: `normalize` reads the records of `sources`, and explanations are of alerts, so `explain` comes after `alert`.
 ROOMS = (
     "errors printable level event syscalls codec shipped config window mounts executables contents bpf support sources overload normalize "
-    "detectors rules policy verdict enforce exceptions alert incident mutes noise offenders flight search recording streams explain store sinks endpoint trail protocol "
+    "detectors rules policy verdict exceptions alert incident mutes noise offenders enforce flight search recording streams explain store sinks endpoint trail protocol "
     "control status pipeline reload actor selftest training report host commands cli"
 ).split()
 

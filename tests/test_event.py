@@ -4,9 +4,9 @@
 from dataclasses import FrozenInstanceError
 
 import pytest
-from made_up import CAT, CROND, HTTPD, INIT, SHELL
+from made_up import CAT, CROND, HTTPD, INIT, SHELL, denial
 
-from ksentinel.event import Address, Origin, Process, ProcessKey, Record, SyscallEvent
+from ksentinel.event import Address, ExecEvent, Origin, Outcome, Process, ProcessKey, Record, SyscallEvent
 
 
 def test_lineage():
@@ -95,3 +95,36 @@ def test_record():
 def test_address(address, text, reach):
     """How it is written, and how far it reaches: IPv4 in IPv6's clothes is IPv4."""
     assert (text, reach) == (str(address), address.reach)
+
+
+def test_what_was_tried():
+    """A denial is, of a call, the event of that call."""
+    event = denial(
+        numbers=(("flags", 1), ("mode", 0o600), ("signal", 9), ("euid", 0), ("port", 22), ("another", 1))
+    )
+    tried = event.operation
+
+    assert isinstance(tried, SyscallEvent)
+    assert (tried.syscall, tried.paths, tried.flags, tried.mode) == ("openat", ("/etc/shadow",), 1, 0o600)
+    assert (tried.values, tried.process, tried.time_ns) == ((("signal", 9),), SHELL, event.time_ns)
+
+
+@pytest.mark.parametrize("hook", ["bprm_check_security", "bprm_creds_from_file"])
+def test_what_was_not_executed(hook):
+    """Of an execution that was refused, the process is what it would have become."""
+    tried = denial(hook=hook, call="execve", paths=("/srv/x",)).operation
+
+    assert isinstance(tried, ExecEvent)
+    assert (tried.process.exe, tried.process.was, tried.process.argv, tried.path) == (
+        "/srv/x",
+        "/bin/sh",
+        (),
+        "/srv/x",
+    )
+    assert (tried.process.key, tried.process.parent, tried.process.service) == (SHELL.key, HTTPD, HTTPD)
+
+
+def test_outcomes():
+    """What was denied weighs most."""
+    assert sorted(Outcome, key=lambda outcome: -outcome.rank) == list(Outcome)
+    assert all(outcome.rank > 0 for outcome in Outcome)

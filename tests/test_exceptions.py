@@ -101,6 +101,28 @@ def test_covers_calls_and_records():
     assert not backup("audits", "{exe: /bin/dog}").mark(match).exception
 
 
+def test_covers_what_guards_say():
+    """A denial is asked about as the event of its operation."""
+    made = {"event": "hook", "hook": "file_open", "outcome": "denied", "call": "openat", "time_ns": END - DAY}
+    opened = event_from_plain(made | {"paths": ["/etc/shadow"], "process": {"exe": "/bin/cat"}})
+    refused = event_from_plain(
+        made
+        | {
+            "hook": "bprm_check_security",
+            "call": "execve",
+            "paths": ["/bin/cat"],
+            "process": {"exe": "/bin/sh"},
+        }
+    )
+    calls = next(one for one in RULES if one.name == "calls")
+
+    assert backup("calls", "{path: /etc/shadow}").mark(Match(calls, opened, ())).exception
+    assert not backup("calls", "{path: /etc/passwd}").mark(Match(calls, opened, ())).exception
+    part, *_ = SET.match(event_from_plain(CAT))
+    assert backup("'*'", "{Image: /bin/cat}").mark(Match(part.rule, refused, ())).exception
+    assert not backup("'*'", "{Image: /bin/sh}").mark(Match(part.rule, refused, ())).exception
+
+
 def test_correlation_is_covered_by_its_last_part():
     """What a correlation is about is its parts' log source."""
     part, *_ = SET.match(event_from_plain(CAT))

@@ -17,10 +17,12 @@ from made_up import (
     Incidents,
     anomaly,
     child,
+    denial,
     match,
 )
 
-from ksentinel.event import Process, ProcessKey
+from ksentinel.enforce.denial import match_of
+from ksentinel.event import Origin, Outcome, Process, ProcessKey, SyscallEvent
 from ksentinel.incident import branch_of, related
 from ksentinel.level import Level
 from ksentinel.rules import Exemption, Match, Response
@@ -559,3 +561,93 @@ def test_ids():
 
     assert len(set(ids)) == 100
     assert all(len(i) == 12 and int(i, 16) >= 0 for i in ids)
+
+
+# What guards say
+
+
+def said(process=SHELL, at=0.0, outcome=Outcome.DENIED, **fields):
+    """Return what a guard of the rule that `match` is of says, as a match."""
+    one = match(process)
+    return match_of(denial(process, at, one.rule.id, outcome, **fields), {one.rule.id: one.rule})
+
+
+def test_denied():
+    """A denial is a match of its rule, and says what it is."""
+    (alert,) = flat(tell(Incidents(), said()))
+
+    assert (alert.level, alert.enforced, alert.title) == (Level.MEDIUM, "denied", "Web shell")
+    assert alert.reasons == (
+        "rule 'Web shell' (medium)",
+        "denied in the kernel at file_open: rule 'Web shell'",
+    )
+    assert [e.enforcement.outcome for e in alert.evidence] == [Outcome.DENIED]
+
+
+@pytest.mark.parametrize("guard_first", [True, False])
+def test_denial_and_event(guard_first):
+    """The event of the same operation is the same evidence: it says more, and isn't counted twice."""
+    incidents = Incidents()
+    several = [(match(at=at), said(at=at)) for at in range(3)]
+    told = flat(
+        tell(incidents, *[one for pair in several for one in (reversed(pair) if guard_first else pair)])
+    )
+    (alert,) = incidents.finish()
+
+    assert [(one.enforced, one.revision) for one in told] == (
+        [("denied", 1)] if guard_first else [("none", 1), ("denied", 2)]
+    )
+    (evidence,) = alert.evidence
+    assert (evidence.count, evidence.enforced) == (3, 3)
+    assert evidence.match == several[0][0]
+    assert alert.reasons[-1] == "denied in the kernel at file_open, 3 times: rule 'Web shell'"
+
+
+def test_graver():
+    """Of what guards did the gravest is told, and a graver one is news."""
+    outcomes = [Outcome.RELEASED, Outcome.LOGGED, Outcome.WOULD_DENY, Outcome.DENIED, Outcome.WOULD_DENY]
+    told = tell(Incidents(), *[said(at=n, outcome=outcome) for n, outcome in enumerate(outcomes)])
+
+    assert [[alert.enforced for alert in alerts] for alerts in told] == [
+        ["none"],
+        ["none"],
+        ["would_deny"],
+        ["denied"],
+        [],
+    ]
+
+
+def test_denied_does_not_hide():
+    """An incident that was denied isn't folded into one that looks the same and wasn't."""
+    incidents = Incidents()
+    tell(incidents, said(SHELL, outcome=Outcome.WOULD_DENY))
+    other, again = tell(incidents, said(OTHER_SHELL, 1), said(child(HTTPD, 22, "/bin/sh"), 2))
+
+    assert [alert.enforced for alert in other] == ["denied"]
+    assert again == []
+
+
+def test_denied_and_unusual():
+    """It agrees with an anomaly of its lineage as any match does."""
+    *_, alert = flat(tell(Incidents(), anomaly(SHELL), said(SHELL, 3)))
+
+    assert (alert.verdict.agreed, alert.level, alert.enforced) == (True, Level.HIGH, "denied")
+
+
+def test_excepted_denial():
+    """One that is expected is another kind of match: it never makes one that isn't milder."""
+    excepted = Match(*(getattr(said(), name) for name in ("rule", "event", "clauses")), exception=EXEMPTION)
+    *_, alert = flat(tell(Incidents(), excepted, match(at=1)))
+
+    assert [(e.match.exception is not None, e.enforced) for e in alert.evidence] == [(False, 0), (True, 1)]
+    assert alert.level is Level.MEDIUM
+
+
+def test_events_counted_apart():
+    """An operation that no guard was asked about counts all the same."""
+    incidents = Incidents()
+    event = SyscallEvent(time_ns=START, process=SHELL, tid=11, origin=Origin.BPF, syscall="openat")
+    tell(incidents, said(), *[Match(match().rule, event, ()) for _ in range(4)])
+    (alert,) = incidents.finish()
+
+    assert (alert.evidence[0].count, alert.evidence[0].enforced) == (4, 1)

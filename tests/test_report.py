@@ -7,11 +7,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import SHELL, START, denial, judge, match
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from ksentinel import report
+from ksentinel.alert import Alert, Evidence
+from ksentinel.event import Outcome, Score
 from ksentinel.flight import Facts, Flown
 from ksentinel.search import Found, Results
 from ksentinel.status import ModelStatus, Status, Usage
@@ -445,3 +448,45 @@ def test_action(shown, action, words):
         "• rule 'x\\x1b' asks for deny",
         "policy: rule high, model none, unseen + lossy",
     ]
+
+
+def guarded(outcome=Outcome.DENIED, **fields):
+    """Return an alert of a rule whose guard did that."""
+    one = match()
+    event = denial(outcome=outcome, score=Score(1, 2, 3), **fields)
+    evidence = Evidence(3, START, START, match=one, enforcement=event, enforced=3)
+    return Alert(
+        "0a", 1, START, START, SHELL, judge([one], []), (evidence,), explanation={"paragraph": "In words."}
+    )
+
+
+@pytest.mark.parametrize(
+    ("outcome", "told"),
+    [
+        (Outcome.DENIED, "Web shell  denied"),
+        (Outcome.WOULD_DENY, "Web shell  would be denied"),
+        (Outcome.LOGGED, "Web shell"),
+    ],
+)
+def test_denied_alert(shown, outcome, told):
+    """What guards made of it stands behind the title, when it happens and in the list."""
+    one = guarded(outcome)
+    plain = one.to_plain()
+
+    assert shown(report.alert_line, one)[0].endswith(told)
+    assert (told.removeprefix("Web shell") in shown(report.alerts_table, [plain], limit=9)[0]) is True
+
+
+def test_denied_explanation(shown):
+    """And with its rule: where, how, how often, and what the scores were."""
+    told = shown(report.explanation, guarded(anomalous=True).to_plain(), width=300)
+
+    assert "denied in the kernel" in told
+    assert (
+        "• denied in the kernel at file_open, 3 times: rule 'Web shell'; the score was over its threshold"
+        in told
+    )
+    assert (
+        "  guard: denied at file_open in openat (deny, enforce; score over its threshold), 3 times, scores then: mean 1, CUSUM 2, "
+        "process 3"
+    ) in told

@@ -13,12 +13,13 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up import HTTPD, SHELL, START, anomaly, child, judge, match
+from made_up import CAT, HTTPD, SECOND, SHELL, START, anomaly, child, denial, judge, match
 
 from ksentinel.alert import Alert, Evidence
+from ksentinel.codec import event_from_plain
 from ksentinel.config import StoreConfig
 from ksentinel.errors import InputError
-from ksentinel.event import Origin, SyscallEvent
+from ksentinel.event import Origin, Outcome, SyscallEvent
 from ksentinel.flight import Flown, Kept, Phase, facts, to_plain
 from ksentinel.level import Level
 from ksentinel.noise import HOUR, Fate, Suppressed, Triple
@@ -357,7 +358,7 @@ def a_recording(path):
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (other_schema, "is a store of schema 9; this ksentinel reads 3"),
+        (other_schema, "is a store of schema 9; this ksentinel reads 4"),
         (lambda path: (path.unlink(), other_file(path)), "is an SQLite file, but no store of alerts"),
         (a_recording, "is an SQLite file, but no store of alerts"),
         (
@@ -508,7 +509,12 @@ def test_told_anew(path):
     assert [rows(path, table) for table in ("event", "kept", "flight")] == [1, 1, 1]
     with Store(path, ME) as store:
         assert store.flown("a") == Flown()
-        assert store.removed() == {"alerts_removed": 0, "events_removed": 0, "suppressed_removed": 0}
+        assert store.removed() == {
+            "alerts_removed": 0,
+            "events_removed": 0,
+            "suppressed_removed": 0,
+            "denials_removed": 0,
+        }
 
 
 def test_flown(path):
@@ -540,7 +546,12 @@ def test_max_events(path):
 
         assert numbers(path) == [6, 7, 8]
         assert [rows(path, table) for table in ("event", "kept", "process")] == [3, 3, 1]
-        assert store.removed() == {"alerts_removed": 0, "events_removed": 6, "suppressed_removed": 0}
+        assert store.removed() == {
+            "alerts_removed": 0,
+            "events_removed": 6,
+            "suppressed_removed": 0,
+            "denials_removed": 0,
+        }
         assert (store.flown("a"), store.flown("b")) == (Flown(removed=1), Flown(3, removed=5))
 
 
@@ -556,7 +567,12 @@ def test_max_alerts(path):
         assert sorted(ids(path)) == ["a", "c"], "b had been silent for longest"
         assert numbers(path) == [1]
         assert [rows(path, table) for table in ("event", "kept", "flight")] == [1, 1, 1]
-        assert store.removed() == {"alerts_removed": 1, "events_removed": 2, "suppressed_removed": 0}
+        assert store.removed() == {
+            "alerts_removed": 1,
+            "events_removed": 2,
+            "suppressed_removed": 0,
+            "denials_removed": 0,
+        }
         store.keep([kept("b", 3)], {"b": 2})
         assert numbers(path) == [1]
 
@@ -638,6 +654,77 @@ def test_max_suppressed(path):
         assert store.removed()["suppressed_removed"] == 3
 
 
+def deny(path, *events, **options):
+    """Count denials."""
+    with Store(path, ME, write=True, **options) as store:
+        store.denied(events)
+
+
+def denials(path, since_ns=0):
+    """Return what is counted."""
+    with Store(path, ME) as store:
+        return list(store.denials(since_ns))
+
+
+def test_denials(path):
+    """They add up by rule, hook, executable, service, outcome and mode; the first is kept in full; a proof isn't one."""
+    first = denial(at=1)
+    deny(path, first, denial(at=3), denial(CAT, at=2), denial(at=9, nonce=7))
+    deny(path, denial(at=0, outcome=Outcome.WOULD_DENY), denial(at=2))
+    told = denials(path)
+
+    assert [(one.exe, str(one.outcome), one.mode, one.count) for one in told] == [
+        ("/bin/sh", "denied", "enforce", 3),
+        ("/bin/cat", "denied", "enforce", 1),
+        ("/bin/sh", "would_deny", "permissive", 1),
+    ]
+    assert (told[0].first_ns, told[0].last_ns) == (START + SECOND, START + 3 * SECOND)
+    assert (told[0].hook, told[0].service, told[0].title) == ("file_open", "/usr/sbin/httpd", "Web shell")
+    assert event_from_plain(told[0].example) == first
+    assert [one.exe for one in denials(path, START + 2 * SECOND)] == ["/bin/sh", "/bin/cat"]
+    assert denials(path, START + 4 * SECOND) == []
+
+
+def test_denials_of_any_name(path):
+    """Bytes that are no text are stored as escapes, and are one count all the same."""
+    strange = child(HTTPD, 12, "/bin/\udcff")
+    deny(path, denial(strange), denial(strange, paths=("/\udcfe",)))
+
+    assert [(one.exe, one.count) for one in denials(path)] == [("/bin/\\xff", 2)]
+
+
+def test_note(path):
+    """What somebody says of a rule, an executable and a service is said of all hooks and outcomes."""
+    deny(path, denial(), denial(hook="path_mknod"), denial(CAT))
+    with Store(path, ME, write=True) as store:
+        assert store.note("web shell", "/bin/sh", "/usr/sbin/httpd", "attack") == 2
+        assert store.note("web shell", "/bin/none", "/usr/sbin/httpd", "attack") == 0
+    deny(path, denial())
+
+    assert {(one.exe, one.note) for one in denials(path)} == {("/bin/sh", "attack"), ("/bin/cat", "")}
+
+
+def test_max_denials(path):
+    """Beyond so many counts those go of which nothing was heard for longest, and that is counted."""
+    bounds = StoreConfig(max_denials=3)
+    deny(path, *[denial(rule=f"rule {n}", at=n) for n in range(3)], bounds=bounds)
+    deny(path, denial(rule="rule 0", at=7), denial(rule="new", at=8), bounds=bounds)
+    with Store(path, ME) as store:
+        assert [one.rule for one in store.denials()] == ["new", "rule 0", "rule 2"]
+        assert store.removed()["denials_removed"] == 1
+
+
+def test_damaged_denial(path):
+    """An outcome that is none is a damage, said so."""
+    deny(path, denial())
+    db = sqlite3.connect(path)
+    db.execute("UPDATE denial SET outcome = 'thwarted'")
+    db.commit()
+    db.close()
+    with pytest.raises(InputError, match="is damaged"):
+        denials(path)
+
+
 # Stores of an older schema
 
 OLD = """
@@ -681,8 +768,13 @@ def test_old_read(old):
         assert [plain["id"] for plain in store.alerts()] == ["mine"]
         assert store.get("mine")["id"] == "mine"
         assert (store.events(Search(), 10).total, store.flown("mine")) == (0, Flown())
-        assert list(store.suppressed()) == []
-        assert store.removed() == {"alerts_removed": 0, "events_removed": 0, "suppressed_removed": 0}
+        assert list(store.suppressed()) == list(store.denials()) == []
+        assert store.removed() == {
+            "alerts_removed": 0,
+            "events_removed": 0,
+            "suppressed_removed": 0,
+            "denials_removed": 0,
+        }
 
     assert (before, schema(old)) == (old.read_bytes(), 1)
 
@@ -692,7 +784,7 @@ def test_old_written(old):
     put(old, alert("new", at=1))
     keep(old, kept("mine", 1), kept("new", 2))
 
-    assert (schema(old), ids(old), numbers(old)) == (3, ["new", "mine"], [1, 2])
+    assert (schema(old), ids(old), numbers(old)) == (4, ["new", "mine"], [1, 2])
     fresh = old.with_name("fresh.db")
     put(fresh, alert("x"))
     assert tables(old) == tables(fresh)
@@ -718,7 +810,7 @@ def test_old_by_two_writers(old):
         other._make()
         other.put(alert("other"))
 
-    assert (schema(old), len(ids(old))) == (3, 3)
+    assert (schema(old), len(ids(old))) == (4, 3)
 
 
 def test_old_on_a_full_disk(old, monkeypatch):
@@ -737,3 +829,37 @@ def test_old_on_a_full_disk(old, monkeypatch):
     monkeypatch.undo()
 
     assert (schema(old), tables(old), ids(old)) == (1, before, ["mine"])
+
+
+@pytest.mark.parametrize("before", [2, 3])
+def test_without_denials(made, before):
+    """One that has everything but denials is read without them, and gets them when it is written to."""
+    db = sqlite3.connect(made)
+    db.executescript(f"DROP TABLE denial; PRAGMA user_version = {before};")
+    db.close()
+
+    assert denials(made) == []
+    assert schema(made) == before
+    deny(made, denial())
+    assert (schema(made), len(denials(made)), ids(made)) == (4, 1, ["mine"])
+
+
+def test_denials_on_a_full_disk(made, monkeypatch):
+    """A store of schema 3 where there is no room for more stays one."""
+    db = sqlite3.connect(made)
+    db.executescript("DROP TABLE denial; PRAGMA user_version = 3; VACUUM;")
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    db.close()
+    connect = sqlite3.connect
+
+    def full(*arguments, **options):
+        opened = connect(*arguments, **options)
+        opened.execute(f"PRAGMA max_page_count = {pages}")
+        return opened
+
+    monkeypatch.setattr(sqlite3, "connect", full)
+    with pytest.raises(InputError, match=r"alerts\.db: .*full"):
+        deny(made, denial())
+    monkeypatch.undo()
+
+    assert (schema(made), ids(made), denials(made)) == (3, ["mine"], [])

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ksentinel.syscalls import INVALID, NUMBER_MASK, Abi, names, numbers, token, token_name, token_of
+from ksentinel.bpf import guard_abi
+from ksentinel.syscalls import HOOKS, INVALID, NUMBER_MASK, Abi, names, numbers, token, token_name, token_of
 from ksentinel.window import LENGTH, Cause
 
 ARCHES = ["x86_64", "i386", "aarch64"]
@@ -88,3 +89,12 @@ def test_causes():
     listed = {name: int(number) for name, number in re.findall(r"KS_CAUSE_(\w+) = (\d+)", text)}
 
     assert listed == {cause.name: cause.value for cause in Cause}
+
+
+def test_hooks():
+    """A token of a guard has the name of its hook; of another there is a number."""
+    named = [token_name(0xC00 + hook) for hook in guard_abi.Hook if hook]
+
+    assert [hook.name.lower() for hook in guard_abi.Hook] == ["none", *HOOKS]
+    assert named == [f"<{name}>" for name in HOOKS]
+    assert (token_name(0xC00), token_name(0xC00 + 34)) == ("<hook_0>", "<hook_34>")

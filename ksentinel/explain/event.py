@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any
 
-from ksentinel.event import Address
+from ksentinel.event import Address, Outcome
 from ksentinel.rules.fields import flag_names, value_name
 
 _NAMES = 24
@@ -17,6 +17,15 @@ _NAMED = "op acct id unit cmd exe hostname addr terminal res".split()
 # Where a value is called by no name of its own: these say more without their label.
 _SPEAKING = frozenset({"signal", "request", "command", "cmd"})
 _HIDDEN = frozenset({"fd"})
+# Numbers of a hook that are told with flags, mode and address, or are the process's own.
+_ELSEWHERE = frozenset({"flags", "mode", "port", "euid", "another"})
+_OUTCOMES = {
+    "denied": "denied",
+    "would_deny": "would have been denied",
+    "logged": "noted",
+    "spared": "let through, because who did it is never denied anything,",
+    "released": "let through, because guards are released,",
+}
 
 Body = Mapping[str, Any]
 
@@ -93,6 +102,49 @@ def _syscall(body: Body) -> str:
     return " ".join(parts) + _failure(body.get("result"))
 
 
+def _hook(body: Body) -> str:
+    call, abi = _text(body.get("call")), _text(body.get("abi"))
+    parts = [f"{abi}:{call}" if abi not in {"", "native"} else call]
+    paths = [_quoted(_text(path)) for path in _list(body.get("paths"))]
+    parts += [" → ".join(paths)] if paths else []
+    address = _mapping(body.get("address"))
+    if address and not address.get("path"):
+        parts.append(_address(address))
+    numbers = dict(_pairs(body.get("numbers")))
+    details = [*_flags(call, numbers.get("flags")), *_mode(numbers.get("mode"))]
+    details += _values(call, [[name, value] for name, value in numbers.items() if name not in _ELSEWHERE])
+    details += [_text(trait).replace("_", " ") for trait in _list(body.get("traits"))]
+    if details:
+        parts.append(f"({', '.join(details)})")
+    return f"{' '.join(part for part in parts if part)}: {enforced(body)}"
+
+
+def enforced(body: Body) -> str:
+    """
+    Return what a guard made of an operation.
+
+    Examples
+    --------
+    >>> enforced({"outcome": "would_deny", "hook": "file_open", "title": "Shadow read", "mode": "permissive"})
+    'would have been denied in the kernel at file_open by "Shadow read" (permissive)'
+    """
+    outcome = _text(body.get("outcome"))
+    told = f"{_OUTCOMES.get(outcome, outcome)} in the kernel at {_text(body.get('hook'))}"
+    title = _text(body.get("title")) or _text(body.get("rule"))
+    if title:
+        told += ' by "' + title.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    why = [
+        _text(body.get("mode")) if outcome != Outcome.DENIED else "",
+        f"sentence: {_text(body.get('sentence'))}" if body.get("sentence") else "",
+        "the score was over its threshold" if body.get("anomalous") else "",
+        "not all of it could be told" if body.get("untold") else "",
+        "the process was ended" if body.get("killed") else "",
+        "a proof that the guard works" if body.get("nonce") is not None else "",
+    ]
+    why = [part for part in why if part]
+    return told + (f" ({', '.join(why)})" if why else "")
+
+
 def _window(body: Body) -> str:
     calls = [_text(call) for call in _list(body.get("syscalls"))]
     first, last = body.get("first_ns"), body.get("time_ns")
@@ -123,6 +175,7 @@ _TOLD: dict[str, Callable[[Body], str]] = {
     "syscall": _syscall,
     "window": _window,
     "audit": _audit,
+    "hook": _hook,
 }
 
 

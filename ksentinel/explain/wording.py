@@ -8,7 +8,7 @@ from typing import Any
 
 from ksentinel.alert import Alert
 from ksentinel.detectors import Anomaly
-from ksentinel.event import ExecEvent, Process, SyscallEvent
+from ksentinel.event import ExecEvent, HookEvent, Outcome, Process, SyscallEvent
 from ksentinel.policy import Context
 from ksentinel.printable import printable
 from ksentinel.rules import Clause, Match
@@ -31,11 +31,26 @@ def paragraph(alert: Alert, window: Mapping[str, Any]) -> str:
     if alert.anomalies:
         sentences.append(_unusual(alert.anomalies[0], window, matches[0] if matches else None))
     sentences.append(_conclusion(alert))
+    if alert.enforced != "none":
+        sentences.append(_enforced(alert))
     if alert.repeats:
         sentences.append(
             f"{alert.repeats} more like it {'was' if alert.repeats == 1 else 'were'} counted here."
         )
     return " ".join(sentences)
+
+
+def _enforced(alert: Alert) -> str:
+    """Return what guards made of it: the gravest."""
+    told = [e for e in alert.evidence if e.enforcement is not None]
+    event = max((e.enforcement for e in told if e.enforcement), key=lambda e: e.outcome.rank)
+    where = f"in the kernel at {printable(event.hook, 40)}"
+    key = ", because its score was over the threshold as well" if event.anomalous else ""
+    if event.outcome is Outcome.DENIED:
+        ended = " and the process ended" if event.killed else ""
+        by = " by a verdict on the process" if event.sentence else ""
+        return f"It was denied {where}{by}{ended}{key}."
+    return f"It would have been denied {where}{key}, but the guard is permissive."
 
 
 def name(process: Process) -> str:
@@ -63,6 +78,8 @@ def clause(clause: Clause) -> str:
 def did(match: Match) -> str:
     """Return what an event was, as a verb."""
     event = match.event
+    if isinstance(event, HookEvent):
+        return _tried(event)
     if isinstance(event, ExecEvent):
         return f"ran {_quoted(event.process.command_line or event.process.exe, 120)}"
     if isinstance(event, SyscallEvent):
@@ -75,6 +92,13 @@ def did(match: Match) -> str:
         tried = "called" if event.result is None or event.result >= 0 else "tried"
         return f"{tried} {printable(event.syscall, 40)}({', '.join(about)})"
     return "was seen by audit"
+
+
+def _tried(event: HookEvent) -> str:
+    about = [_quoted(path, 100) for path in event.paths]
+    if event.address is not None and not event.address.path:
+        about.append(printable(str(event.address), 100))
+    return f"tried {printable(event.call or event.hook, 40)}({', '.join(about)})"
 
 
 def _quoted(text: str, limit: int) -> str:

@@ -5,21 +5,26 @@ import ctypes
 import struct
 import sys
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from ipaddress import IPv6Address
 from posixpath import dirname, normpath
 
 from ksentinel import syscalls
-from ksentinel.bpf import abi
+from ksentinel.bpf import abi, guard_abi
 from ksentinel.bpf.pathhash import program_hash
 from ksentinel.event import (
+    Address,
     Event,
     ExecEvent,
     ExitEvent,
     ForkEvent,
+    HookEvent,
     Origin,
+    Outcome,
     Process,
     ProcessKey,
+    Score,
     SyscallEvent,
 )
 from ksentinel.normalize.cgroups import Cgroups
@@ -39,6 +44,9 @@ _FORK = struct.Struct("=QQIIII")
 _EXEC = struct.Struct("=IIIIQ")
 _CALL = struct.Struct("=6QIIH")
 _PART = struct.Struct("=HH")
+_DENIAL = ctypes.sizeof(guard_abi.Denial)
+_DENIAL_FLAGS = sum(guard_abi.DenialFlag)
+_TRAITS = sum(guard_abi.Trait)
 
 # Which argument (from 1) holds flags, mode, the process it is about, and other numbers worth a name.
 _FLAGS = {
@@ -78,6 +86,15 @@ _WIDE = {
 _O_CREAT, _O_TMPFILE = 0o100, 0o20000000
 
 
+RuleOf = Callable[[int | None, int], tuple[str, str]]
+"""Whose guard spoke: from the policy's epoch and the rule's number in it to id and title, both empty if that isn't known. A
+verdict on a process outlives policies: its rule has a number of its own, and the epoch is None."""
+
+
+def _nobody(_epoch: int | None, _number: int) -> tuple[str, str]:
+    return "", ""
+
+
 _LATE = 4096
 """How many ended processes are remembered for a record that another CPU was still writing."""
 
@@ -98,6 +115,8 @@ class BpfNormalizer:
         Masks secrets in arguments; None keeps them.
     cgroups
         Names control groups; None leaves units and containers out.
+    rule_of
+        Names the rules of guards.
     """
 
     def __init__(
@@ -107,12 +126,14 @@ class BpfNormalizer:
         arch: str,
         redact: Redactor | None,
         cgroups: Cgroups | None = None,
+        rule_of: RuleOf = _nobody,
     ) -> None:
         self.table = table
         self.epoch_ns = epoch_ns
         self.arch = arch
         self.redact = redact
         self.cgroups = cgroups
+        self.rule_of = rule_of
         self.malformed = 0
         self._ended: OrderedDict[ProcessKey, Process] = OrderedDict()
 
@@ -190,6 +211,8 @@ class BpfNormalizer:
                     return self._exec(record, key, tid, flags, when)
                 case abi.Kind.EXIT:
                     return self._exit(key, tid, when)
+                case abi.Kind.DENIAL:
+                    return self._denial(record, key, tid, when)
         except (struct.error, ValueError):
             pass
         self.malformed += 1
@@ -311,6 +334,58 @@ class BpfNormalizer:
             unreadable=bool(flags & abi.Flag.UNREADABLE),
         )
 
+    def _denial(self, record: memoryview, key: ProcessKey, tid: int, when: int) -> HookEvent:
+        told = guard_abi.Denial.from_buffer_copy(record)
+        first, second = told.lengths
+        if len(record) != _DENIAL + first + second:
+            raise ValueError((first, second))
+        # Each of these is an error, if the number stands for nothing.
+        hook, flags = guard_abi.Hook(told.hook), guard_abi.DenialFlag(told.flags)
+        outcome = Outcome[guard_abi.Outcome(told.outcome).name]
+        action, mode = guard_abi.Action(told.action), guard_abi.Mode(told.mode)
+        sentence = guard_abi.SentenceKind(told.kind).name.lower() if told.kind else ""
+        unknown = flags & ~_DENIAL_FLAGS or told.known >> guard_abi.NUMBERS or told.addressed > 1
+        if not hook or unknown or bool(sentence) != bool(flags & guard_abi.DenialFlag.SENTENCE):
+            raise ValueError((hook, flags, told.known, told.addressed, told.kind))
+        call, variant = self._called(told.token, io_uring=bool(flags & guard_abi.DenialFlag.IO_URING))
+        traits = guard_abi.Trait(told.traits & _TRAITS)
+        numbers = tuple(
+            (number.name.lower(), told.numbers[number])
+            for number in guard_abi.Number
+            if told.known >> number & 1
+        )
+        cut = bool(flags & guard_abi.DenialFlag.CUT)
+        raw = bytes(record[_DENIAL:])
+        if traits & guard_abi.Trait.UNIX:  # of an abstract socket NUL is a character like any other
+            raw = raw.replace(b"\0", b"@")
+        paths = tuple(_whole(part, cut=cut) for part in (raw[:first], raw[first:]) if part)
+        canary = bool(flags & guard_abi.DenialFlag.CANARY)
+        rule, title = "", ""
+        if not canary:
+            rule, title = self.rule_of(None if sentence else told.epoch, told.rule)
+        process = self._who(key)
+        if (process.uid, process.euid) != (told.uid, told.euid) and key not in self._ended:
+            process = self.table.change_user(process, told.uid, told.euid)
+        paths = self._masked(paths)
+        return HookEvent(
+            time_ns=when, process=process, tid=tid, origin=Origin.BPF, hook=hook.name.lower(), outcome=outcome, call=call,
+            abi=variant, rule=rule, title=title, epoch=told.epoch, way=told.way, action=action.name.lower(),
+            mode=mode.name.lower(), anomalous=bool(flags & guard_abi.DenialFlag.ANOMALOUS), sentence=sentence,
+            nonce=told.nonce if canary else None, untold=bool(flags & guard_abi.DenialFlag.UNTOLD),
+            killed=bool(flags & guard_abi.DenialFlag.KILLED), paths=paths, address=_destination(told, traits, paths),
+            numbers=numbers, traits=tuple(trait.name.lower() for trait in traits if trait.name),
+            score=Score(told.mean, told.cusum, told.process), cgroup=told.cgroup or None,
+        )  # fmt: skip
+
+    def _called(self, token: int, *, io_uring: bool) -> tuple[str, str]:
+        """Return name and ABI of the system call that a guard was asked in."""
+        if token >= abi.TOKENS:
+            raise ValueError(token)
+        if io_uring:
+            return "io_uring", "native"
+        variant, _, name = syscalls.token_name(token, self.arch).rpartition(":")
+        return (_WIDE.get(name, name), variant) if variant else (name, "native")
+
     def _placed(self, process: Process) -> Process:
         """Return *process* with the names of where it runs."""
         if self.cgroups is None or process.cgroup is None:
@@ -323,6 +398,27 @@ class BpfNormalizer:
 
     def _masked(self, words: tuple[str, ...]) -> tuple[str, ...]:
         return words if self.redact is None else self.redact.argv(words)
+
+
+def _whole(raw: bytes, *, cut: bool) -> str:
+    """Return a path that is told from the root; one that is cut begins with ``...``."""
+    if b"\0" in raw:
+        raise ValueError("a path has no NUL")
+    text = _text(raw)
+    return f".../{text.removeprefix('/')}" if cut else text
+
+
+def _destination(told: guard_abi.Denial, traits: guard_abi.Trait, paths: Sequence[str]) -> Address | None:
+    """Return the address that a socket was to have, or to talk to."""
+    port = told.numbers[guard_abi.Number.PORT] if told.known >> guard_abi.Number.PORT & 1 else None
+    if told.addressed:
+        address = IPv6Address(bytes(told.address))
+        if address.ipv4_mapped is not None and not traits & guard_abi.Trait.IPV6:
+            return Address("inet", str(address.ipv4_mapped), port)
+        # Written alike by every Python.
+        host = str(address) if address.ipv4_mapped is None else f"::ffff:{address.ipv4_mapped}"
+        return Address("inet6", host, port)
+    return Address("unix", path=paths[0] if paths else "") if traits & guard_abi.Trait.UNIX else None
 
 
 def _paths(name: str, parts: dict[int, bytes]) -> tuple[str, ...]:

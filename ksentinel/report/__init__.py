@@ -45,6 +45,9 @@ _ACTIONS = {
     "block": "would justify blocking",
 }
 
+# What guards in the kernel made of it.
+_ENFORCED = {"denied": ("  denied", "bold green"), "would_deny": ("  would be denied", "yellow")}
+
 # What must add up: the whole, and its parts, as the counters are called. Several wholes: their sum.
 _SUMS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     (
@@ -151,6 +154,7 @@ def alert_line(alert: Alert) -> None:
         (alert.id, "dim"),
         "  ",
         plain(alert.title, 80, "bold"),
+        _ENFORCED.get(alert.enforced, ""),
         ("" if alert.revision == 1 else f"  revision {alert.revision}", "dim"),
     )
     _hang(out, head, 4)
@@ -207,6 +211,7 @@ def _alerts(out: Console, alerts: Sequence[Mapping[str, Any]], limit: int, remov
         level = str(alert["level"])
         more = f"  +{alert['repeats']} like it" if alert["repeats"] else ""
         more += f"  muted by {alert['muted']}" if alert.get("muted") else ""
+        more += _ENFORCED[alert["enforced"]][0] if alert.get("enforced") in _ENFORCED else ""
         row = Text.assemble(
             plain(alert["id"], style="bold"),
             "  ",
@@ -318,6 +323,9 @@ def explanation(alert: Mapping[str, Any], flown: Flown | None = None, command: s
     if alert.get("techniques"):
         about += f"  {', '.join(alert['techniques'])}"
     _hang(out, plain(about, style="dim"), 4)
+    if alert.get("enforced") in _ENFORCED:
+        said, style = _ENFORCED[alert["enforced"]]
+        _hang(out, Text(said.strip() + " in the kernel", style), 4)
     out.print()
     told = alert["explanation"]
     _hang(out, plain(told.get("paragraph", "")), 0)
@@ -639,6 +647,8 @@ def _rule(out: Console, evidence: Mapping[str, Any]) -> None:
         _cut(out, plain(f"  on {process.get('pid')} {_command(process)}", 1000))
     for clause in match["clauses"]:
         _hang(out, _clause(clause), 6, first=4)
+    if guard := evidence.get("enforcement"):
+        _hang(out, _guard(guard), 6, first=2)
     parts = match.get("parts", ())
     if parts:
         out.print("  made of")
@@ -649,6 +659,21 @@ def _rule(out: Console, evidence: Mapping[str, Any]) -> None:
         decisive = [clause for clause in part["clauses"] if not clause["negated"]] or part["clauses"]
         for clause in decisive[:1]:
             _hang(out, _clause(clause), 10, first=8)
+
+
+def _guard(guard: Mapping[str, Any]) -> Text:
+    """Return what the rule's guard did: where, how, and by which scores."""
+    told = f"guard: {str(guard['outcome']).replace('_', ' ')} at {guard['hook']}"
+    told += f" in {guard['call']}" if guard["call"] else ""
+    told += f" ({guard['action']}, {guard['mode']}" if guard["mode"] else f" ({guard['action']}"
+    told += f"; {guard['sentence']}" if guard["sentence"] else ""
+    told += "; score over its threshold" if guard["anomalous"] else ""
+    told += "; not all of it could be told" if guard["untold"] else ""
+    told += "; the process was ended" if guard["killed"] else ""
+    told += f"), {guard['count']:,} time{'' if guard['count'] == 1 else 's'}"
+    if score := guard.get("score"):
+        told += f", scores then: mean {score['mean']}, CUSUM {score['cusum']}, process {score['process']}"
+    return plain(told, style="bold green" if guard["outcome"] == "denied" else "yellow")
 
 
 def _clause(clause: Mapping[str, Any]) -> Text:

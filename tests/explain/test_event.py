@@ -5,7 +5,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import CAT, START, events, windows
+from made_up import CAT, START, denial, events, windows
 
 from ksentinel.event import (
     Address,
@@ -14,6 +14,7 @@ from ksentinel.event import (
     ExitEvent,
     ForkEvent,
     Origin,
+    Outcome,
     Process,
     ProcessKey,
     Record,
@@ -134,3 +135,52 @@ _names = st.sampled_from(
 def test_any_body(kind, body):
     """A store may hold anything: it is told as far as it makes sense."""
     assert isinstance(in_words(body | {"event": kind}), str)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"numbers": (("flags", 0o101), ("euid", 0)), "traits": ("write", "not_roots")},
+            'openat /etc/shadow (O_WRONLY|O_CREAT, write, not roots): denied in the kernel at file_open by "Web shell"',
+        ),
+        (
+            {"outcome": Outcome.WOULD_DENY, "anomalous": True},
+            (
+                'openat /etc/shadow: would have been denied in the kernel at file_open by "Web shell" '
+                "(permissive, the score was over its threshold)"
+            ),
+        ),
+        (
+            {
+                "hook": "socket_connect",
+                "call": "connect",
+                "paths": (),
+                "address": Address("inet", "10.0.0.1", 22),
+            },
+            'connect 10.0.0.1:22: denied in the kernel at socket_connect by "Web shell"',
+        ),
+        (
+            {
+                "hook": "task_kill",
+                "call": "kill",
+                "paths": (),
+                "numbers": (("signal", 9),),
+                "killed": True,
+                "untold": True,
+            },
+            'kill (SIGKILL): denied in the kernel at task_kill by "Web shell" (not all of it could be told, the process was ended)',
+        ),
+        (
+            {"title": "", "rule": "", "abi": "i386", "paths": ()},
+            "i386:openat: denied in the kernel at file_open",
+        ),
+        (
+            {"title": 'a" \\', "nonce": 3, "sentence": "quarantine"},
+            'openat /etc/shadow: denied in the kernel at file_open by "a\\" \\\\" (sentence: quarantine, a proof that the guard works)',
+        ),
+    ],
+)
+def test_denials(fields, words):
+    """What was tried, where it was stopped, by whose guard, and what else is to be known."""
+    assert in_words(orjson.loads(to_json(to_plain(denial(**fields))))) == words

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import CAT, HTTPD, SHELL, START, anomaly, child, events, judge, match, processes, texts
+from made_up import CAT, HTTPD, SHELL, START, anomaly, child, denial, events, judge, match, processes, texts
 
 from ksentinel.alert import Alert, Evidence
-from ksentinel.event import Address, AuditEvent, ExecEvent, Origin, Process, ProcessKey, SyscallEvent
+from ksentinel.enforce.denial import match_of
+from ksentinel.event import Address, AuditEvent, ExecEvent, Origin, Outcome, Process, ProcessKey, SyscallEvent
 from ksentinel.explain.wording import clause, did, name, paragraph
 from ksentinel.level import Level
 from ksentinel.rules import Clause, Exemption, Match, Rule
@@ -280,3 +281,44 @@ def test_any(process, event, clauses, title):
     assert not {unicodedata.category(c) for c in text} & HIDDEN
     assert len(text) < 2500
     assert text == paragraph(told, WINDOW)
+
+
+def denied(**fields):
+    """Return an alert of what a guard did."""
+    event = denial(rule="r", **fields)
+    one = match_of(event, {"r": Rule("r", "Shadow read", Level.MEDIUM)})
+    return replace(
+        alert([one]), evidence=(Evidence(1, START, START, match=one, enforcement=event, enforced=1),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "It was denied in the kernel at file_open."),
+        ({"killed": True}, "It was denied in the kernel at file_open and the process ended."),
+        (
+            {"anomalous": True},
+            "It was denied in the kernel at file_open, because its score was over the threshold as well.",
+        ),
+        ({"sentence": "kill"}, "It was denied in the kernel at file_open by a verdict on the process."),
+        (
+            {"outcome": Outcome.WOULD_DENY},
+            "It would have been denied in the kernel at file_open, but the guard is permissive.",
+        ),
+    ],
+)
+def test_denial(fields, said):
+    """What the kernel made of it is said at the end, in plain words."""
+    told = paragraph(denied(**fields), {})
+
+    assert (
+        'sh (pid 11, started by httpd) tried openat("/etc/shadow"). The rule “Shadow read” (medium)' in told
+    )
+    assert told.endswith(f" {said}")
+
+
+@pytest.mark.parametrize("outcome", [Outcome.LOGGED, Outcome.RELEASED])
+def test_nothing_denied(outcome):
+    """What was only noted, or let go, wasn't denied and isn't said to be."""
+    assert "denied" not in paragraph(denied(outcome=outcome), {})

@@ -9,16 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ksentinel import syscalls
-from ksentinel.bpf import abi
+from ksentinel.bpf import abi, guard_abi
 from ksentinel.bpf.pathhash import program_hash
 from ksentinel.event import (
     Address,
     ExecEvent,
     ExitEvent,
     ForkEvent,
+    HookEvent,
     Origin,
+    Outcome,
     Process,
     ProcessKey,
+    Score,
     SyscallEvent,
 )
 from ksentinel.normalize.bpf import BpfNormalizer
@@ -637,3 +640,151 @@ def test_any_order(steps):
         assert found.process.key == key
         assert found.process.exe in programs[key]
     assert normalizer.malformed == 0
+
+
+# Guards that have spoken
+
+Flag, Hook, Number, Trait = guard_abi.DenialFlag, guard_abi.Hook, guard_abi.Number, guard_abi.Trait
+
+
+def told_denial(*paths, size=None, **fields):
+    """Return a record of an ``openat`` that a guard refused, as the kernel lays it out."""
+    told = {
+        "epoch": 3, "rule": 7, "way": 12, "hook": Hook.FILE_OPEN, "token": syscalls.token_of("openat"),
+        "outcome": guard_abi.Outcome.DENIED, "action": guard_abi.Action.DENY, "mode": guard_abi.Mode.ENFORCE, "uid": 5,
+        "euid": 6, "mean": 1, "cusum": 2, "process": 3, "cgroup": 8,
+    } | fields  # fmt: skip
+    raw = [path if isinstance(path, bytes) else path.encode() for path in paths]
+    made = guard_abi.Denial(**told, lengths=tuple([len(one) for one in raw] + [0] * (2 - len(raw))))
+    return record(abi.Kind.DENIAL, body(made) + b"".join(raw), size=size)
+
+
+def denial_of(*paths, rule_of=lambda epoch, number: (f"{epoch}/{number}", "A rule"), **fields):
+    """Return the event of such a record."""
+    return BpfNormalizer(ProcessTable(), EPOCH, "x86_64", None, rule_of=rule_of).item(
+        told_denial(*paths, **fields)
+    )
+
+
+def test_denial():
+    """Who, at which hook in which call, whose rule, what was seen, what became of it."""
+    numbers = [0] * guard_abi.NUMBERS
+    numbers[Number.FLAGS], numbers[Number.EUID] = 0o101, 6
+    found = denial_of(
+        "/etc/shadow",
+        known=1 << Number.FLAGS | 1 << Number.EUID,
+        numbers=tuple(numbers),
+        traits=Trait.WRITE | Trait.NOT_ROOTS,
+        flags=Flag.ANOMALOUS | Flag.KILLED | Flag.UNTOLD,
+    )
+
+    assert found == HookEvent(
+        time_ns=EPOCH + 7, process=Process(KEY, uid=5, euid=6), tid=10, origin=Origin.BPF, hook="file_open",
+        outcome=Outcome.DENIED, call="openat", rule="3/7", title="A rule", epoch=3, way=12, action="deny", mode="enforce",
+        anomalous=True, untold=True, killed=True, paths=("/etc/shadow",), numbers=(("flags", 0o101), ("euid", 6)),
+        traits=("write", "not_roots"), score=Score(1, 2, 3), cgroup=8,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("paths", "fields", "seen"),
+    [
+        (("/a", "/b"), {"hook": Hook.PATH_RENAME}, {"hook": "path_rename", "paths": ("/a", "/b")}),
+        (("/deep/x",), {"flags": Flag.CUT}, {"paths": (".../deep/x",)}),
+        ((b"/\xff",), {}, {"paths": ("/\udcff",)}),
+        ((), {"flags": Flag.CANARY, "nonce": 9}, {"nonce": 9, "rule": "", "title": ""}),
+        ((), {"flags": Flag.IO_URING, "token": syscalls.token_of("io_uring_enter")}, {"call": "io_uring"}),
+        ((), {"token": 0x405}, {"call": "open", "abi": "i386"}),
+        ((), {"flags": Flag.SENTENCE, "kind": 2}, {"sentence": "kill", "rule": "None/7"}),
+        ((), {"outcome": 2, "mode": 2}, {"outcome": Outcome.WOULD_DENY, "mode": "permissive"}),
+        (
+            (),
+            {
+                "addressed": 1,
+                "address": (0,) * 10 + (255, 255, 10, 0, 0, 1),
+                "known": 4,
+                "numbers": (0, 0, 22),
+            },
+            {"address": Address("inet", "10.0.0.1", 22)},
+        ),
+        (
+            (),
+            {"addressed": 1, "address": (0,) * 10 + (255, 255, 10, 0, 0, 1), "traits": Trait.IPV6},
+            {"address": Address("inet6", "::ffff:10.0.0.1")},
+        ),
+        ((b"\0x\0y",), {"traits": Trait.UNIX}, {"address": Address("unix", path="@x@y")}),
+        (("/run/x.sock",), {"traits": Trait.UNIX}, {"address": Address("unix", path="/run/x.sock")}),
+    ],
+)
+def test_denials(paths, fields, seen):
+    """Each of what a record may say."""
+    found = denial_of(*paths, **fields)
+
+    assert {name: getattr(found, name) for name in seen} == seen
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hook": 0},
+        {"hook": 39},
+        {"outcome": 0},
+        {"outcome": 6},
+        {"action": 0},
+        {"mode": 4},
+        {"kind": 3, "flags": Flag.SENTENCE},
+        {"kind": 1},
+        {"flags": Flag.SENTENCE},
+        {"flags": 128},
+        {"known": 1 << guard_abi.NUMBERS},
+        {"addressed": 2},
+        {"token": abi.TOKENS},
+    ],
+)
+def test_impossible_denials(fields):
+    """A number that stands for nothing makes it no event."""
+    assert denial_of("/x", **fields) is None
+
+
+def test_denial_of_another_size():
+    """Nor is one that says another length than it has, or has a NUL where a path can have none."""
+    whole = bytes(told_denial("/etc/shadow"))
+    normalizer = BpfNormalizer(ProcessTable(), EPOCH, "x86_64", None)
+    longer = abi.Header.from_buffer_copy(whole)
+    longer.size = len(whole) + 1
+    cut = abi.Header.from_buffer_copy(whole)
+    cut.size = len(whole) - 1
+    broken = [
+        bytes(longer) + whole[HEADER:] + b"x",
+        bytes(cut) + whole[HEADER:-1],
+        bytes(told_denial(b"/a\0b")),
+    ]
+
+    assert [normalizer.item(memoryview(raw)) for raw in broken] == [None, None, None]
+    assert normalizer.malformed == 3
+
+
+@given(
+    start=st.binary(min_size=ctypes.sizeof(guard_abi.Denial) - HEADER, max_size=ctypes.sizeof(guard_abi.Denial) - HEADER),
+    tail=st.binary(max_size=40),
+    fields=st.fixed_dictionaries(
+        {},
+        optional={
+            "hook": st.integers(0, 45), "token": st.integers(0, 5000), "flags": st.integers(0, 200), "outcome": st.integers(0, 7),
+            "action": st.integers(0, 4), "mode": st.integers(0, 4), "kind": st.integers(0, 3), "known": st.integers(0, 2048),
+            "addressed": st.integers(0, 2),
+        },
+    ),
+    fit=st.booleans(),
+)  # fmt: skip
+def test_any_denial(start, tail, fields, fit):
+    """Whatever stands in one, it is an event of ours or malformed, and never an exception."""
+    told = guard_abi.Denial.from_buffer_copy(bytes(HEADER) + start)
+    for name, value in fields.items():
+        setattr(told, name, value)
+    if fit:
+        told.lengths = (len(tail), 0)
+    normalizer = BpfNormalizer(ProcessTable(), EPOCH, "x86_64", Redactor())
+    found = normalizer.item(record(abi.Kind.DENIAL, body(told) + tail))
+
+    assert isinstance(found, HookEvent) == (normalizer.malformed == 0)
