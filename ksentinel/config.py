@@ -107,6 +107,29 @@ class ControlConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EnforceConfig:
+    """What the kernel refuses by itself."""
+
+    file: str = ""
+    """The operator's file about enforcement; empty: rules that ask for inline alone."""
+    mode: str = "off"
+    """Where neither a rule nor a control group has one."""
+    on_exit: str = "open"
+    """What becomes of guards when ksentinel ends without having been asked to."""
+    hold_seconds: float = 300.0
+    """With *on_exit* hold: for how long guards that are pinned go on without ksentinel."""
+    two_key_seconds: float = 30.0
+    """After so long without ksentinel scores don't count as a second key any more."""
+    over_seconds: float = 30.0
+    """For how long a process counts as over its threshold after it was."""
+    denials_a_second: int = 100
+    """Records of denials that one process may cause in a second; 0: no limit."""
+
+
+_WORDS = {"mode": ("off", "permissive", "enforce"), "on_exit": ("open", "hold")}
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All rooms' parts."""
 
@@ -117,6 +140,7 @@ class Config:
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
+    enforce: EnforceConfig = field(default_factory=EnforceConfig)
 
     @classmethod
     def from_dict(
@@ -165,6 +189,8 @@ class Config:
                         at=where(section, key),
                         remedy=f"it has {', '.join(known)}",
                     )
+            if section == "enforce" and isinstance(values, dict) and values.get("mode") is False:
+                values = values | {"mode": "off"}  # noqa: PLW2901 -- YAML takes a plain off for a truth value
             try:
                 parts[section] = msgspec.convert(values, types[section])
             except msgspec.ValidationError as error:
@@ -206,6 +232,20 @@ class Config:
                     at=where("collector", name),
                     remedy=remedy,
                 )
+        for name, words in _WORDS.items():
+            said = getattr(config.enforce, name)
+            if said not in words:
+                raise ConfigError(
+                    f"[enforce] {name} is {said!r}",
+                    at=where("enforce", name),
+                    remedy=f"say {', '.join(words)}",
+                )
+        if not 0 <= config.enforce.denials_a_second < 1 << 32:
+            raise ConfigError(
+                f"[enforce] denials_a_second is {config.enforce.denials_a_second}",
+                at=where("enforce", "denials_a_second"),
+                remedy="say 0 for no limit, or 100",
+            )
         for name in ("alerts_an_hour", "alerts_a_day"):
             if not 0 <= getattr(config.noise, name) <= _MOST:
                 raise ConfigError(

@@ -12,6 +12,7 @@ from ksentinel.config import (
     CollectorConfig,
     Config,
     ControlConfig,
+    EnforceConfig,
     IncidentConfig,
     NoiseConfig,
     PrivacyConfig,
@@ -46,6 +47,14 @@ store:
 control:
   socket: /run/k/k.sock
   group: wheel
+enforce:
+  file: /etc/ksentinel/enforce.yml
+  mode: permissive
+  on_exit: hold
+  hold_seconds: 12
+  two_key_seconds: 13
+  over_seconds: 14
+  denials_a_second: 15
 """
 
 
@@ -71,7 +80,14 @@ def test_whole(load):
         PrivacyConfig(redact=False),
         StoreConfig(7, 8, 9),
         ControlConfig("/run/k/k.sock", "wheel"),
+        EnforceConfig("/etc/ksentinel/enforce.yml", "permissive", "hold", 12.0, 13.0, 14.0, 15),
     )
+
+
+@pytest.mark.parametrize("text", ["off", '"off"', "false"])
+def test_off(load, text):
+    """To YAML a plain off is a truth value; here it is what it says."""
+    assert load(f"enforce: {{mode: {text}}}").enforce.mode == "off"
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "---\n", "null"])
@@ -98,7 +114,7 @@ def test_extremes(load, sample, calls):
     [
         (
             "incidents: {}",
-            r"k\.yml:1:1: has no section incidents \(it has collector, incident, noise, rules, privacy, store, control\)",
+            r"k\.yml:1:1: has no section incidents \(it has collector, incident, noise, rules, privacy, store, control, enforce\)",
         ),
         (
             "incident:\n  agree_second: 5",
@@ -141,6 +157,15 @@ def test_extremes(load, sample, calls):
             "collector: {calls_a_second: -1}",
             r"k\.yml:1:13: \[collector\] calls_a_second is -1 \(say 0 for no limit, or 5000",
         ),
+        (
+            "enforce: {mode: enforced}",
+            r"k\.yml:1:11: \[enforce\] mode is 'enforced' \(say off, permissive, enforce",
+        ),
+        ("enforce: {mode: true}", "mode: Expected `str`, got `bool`"),
+        ("enforce: {on_exit: close}", r"\[enforce\] on_exit is 'close' \(say open, hold"),
+        ("enforce: {denials_a_second: -1}", r"\[enforce\] denials_a_second is -1"),
+        ("enforce: {hold_seconds: 0}", r"\[enforce\] hold_seconds is 0"),
+        ("enforce: [1]", "enforce"),
         ("collector: {calls_a_second: 4294967296}", "calls_a_second is 4294967296"),
         ("collector: {calls_a_second: 0.5}", "calls_a_second: Expected `int`, got `float`"),
         ("rules: {paths: /etc/rules}", "paths: Expected `array`, got `str`"),

@@ -125,8 +125,16 @@ class _Builder:
             calls = self._calls(guard)
             told = f"{guard.hook} in {', '.join(guard.calls)}"
             for literals in guard.ways:
+                # A hook that doesn't see a path can't tell that there is none: such a way never speaks.
+                if any(literal.negated and isinstance(literal.test, Known) for literal in literals):
+                    continue
                 words = " and ".join(literal.words() for literal in literals)
                 self._add(hook, literals, calls, f"{told}: {words}" if words else told)
+        if not self.rules[-1].words:
+            raise RuleError(
+                f"{rule.title}: asks for inline, and it can't hold at any hook: that there is no path isn't seen there",
+                rule.file,
+            )
 
     def add_entry(self, entry: Entry) -> None:
         for rule in self.rules:

@@ -115,6 +115,7 @@ NAMED = (
 
 def signed(name: str, number: int | None) -> int | None:
     """Return a number as events show it."""
-    if number is None or name not in SIGNED:
-        return number
-    return ctypes.c_int32(number & 0xFFFFFFFF).value
+    if number is None:
+        return None
+    number &= 0xFFFFFFFF
+    return ctypes.c_int32(number).value if name in SIGNED else number

@@ -16,7 +16,7 @@ from ksentinel.enforce.operation import NAMED, Operation
 from ksentinel.enforce.places import Place
 from ksentinel.enforce.settings import Does, Entry, Family
 from ksentinel.enforce.way import FAMILIES, KINDS
-from ksentinel.rules.guard import Guard, Literal, Networks, Numbers
+from ksentinel.rules.guard import Guard, Known, Literal, Networks, Numbers
 
 _SUBJECTS = {word.name.lower(): word for word in NAMED}
 
@@ -134,6 +134,8 @@ def _guard_speaks(guard: Guard, operation: Operation, *, closed: bool) -> bool:
 
 def _holds(literal: Literal, operation: Operation, *, closed: bool) -> bool:
     word = _SUBJECTS.get(literal.test.subject)
+    if literal.negated and isinstance(literal.test, Known):
+        return False  # that there is no path can't be seen
     if closed and word in operation.untold:
         return True
     return literal.holds(operation.seen) is True

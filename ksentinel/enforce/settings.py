@@ -101,7 +101,7 @@ class Entry:
     kinds, under, same
         Of the file: what it is, a directory that it lies in, the file itself. Empty: whatever it is.
     networks, ports, families, sockets
-        Of the address: pairs of ports are the first and the last; sockets are paths.
+        Of the address: pairs of ports are the first and the last, sockets are paths.
     by, unless_by
         Executables of the process.
     to_root
@@ -225,7 +225,7 @@ def _parts(node: Node, known: Iterable[str], what: str) -> dict[str, Node]:
 
 
 def _shown(text: str | None) -> str:
-    return "nothing" if text is None else f"'{printable(text, _SHOWN)}'"
+    return "that" if text is None else f"'{printable(text, _SHOWN)}'"
 
 
 def _text(node: Node, name: str, longest: int) -> str:
@@ -405,7 +405,7 @@ def _check(entry: Entry, told: Mapping[str, Node]) -> None:
             raise RuleError(f"{entry.id}: {key} is empty", node.at, "leave it out")
     if entry.about_network and (entry.sockets or Family.UNIX in entry.families):
         raise RuleError(
-            f"{entry.id}: an address has no network or port and a path at once",
+            f"{entry.id}: no address has a network or a port, and a path",
             told["network"].at,
             "make it two entries",
         )

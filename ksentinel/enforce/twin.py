@@ -7,13 +7,12 @@ Where it differs from the reference the compiler is wrong; where the kernel diff
 
 from ipaddress import IPv6Address, ip_address
 
-from ksentinel import syscalls
 from ksentinel.bpf import guard_abi
 from ksentinel.bpf.abi import PREFIX
 from ksentinel.bpf.guard_abi import Action, NameKind, Number, WayFlag, Word
 from ksentinel.bpf.pathhash import backwards_hash
 from ksentinel.enforce import Mode
-from ksentinel.enforce.compiled import ANY_CALL, IO_URING, Compiled
+from ksentinel.enforce.compiled import ANY_CALL, IO_URING, Compiled, tokens_of
 from ksentinel.enforce.operation import NAMED, Operation
 from ksentinel.enforce.reference import Decision, Spoken, strictest
 
@@ -57,18 +56,24 @@ class Twin:
         released: bool = False,
     ) -> Decision | None:
         """Return what becomes of an operation, as `reference.decide` does."""
+        return strictest(
+            self.spoken(operation), operation.cgroup, host=host, spared=spared, released=released
+        )
+
+    def spoken(self, operation: Operation) -> list[Spoken]:
+        """Return what each way that speaks asks for, in their order."""
         there = self.policy.hooks[operation.hook]
         facts = {word: self.facts(operation, word) for word in Word if there.words >> word & 1}
         call = self._call(operation)
-        spoken = []
-        for way in self.policy.ways[there.first : there.first + there.count]:
-            if not way.calls & call or (way.flags & WayFlag.ANOMALOUS and not operation.anomalous):
-                continue
-            if all(
+        return [
+            Spoken(way.rule, Action(way.action), _MODES.get(way.mode))
+            for way in self.policy.ways[there.first : there.first + there.count]
+            if way.calls & call
+            and (operation.anomalous or not way.flags & WayFlag.ANOMALOUS)
+            and all(
                 self._meets(operation, word, way.need[word], way.forbid[word], *facts[word]) for word in facts
-            ):
-                spoken.append(Spoken(way.rule, Action(way.action), _MODES.get(way.mode)))
-        return strictest(spoken, operation.cgroup, host=host, spared=spared, released=released)
+            )
+        ]
 
     def _meets(
         self, operation: Operation, word: Word, need: int, forbid: int, holds: int, known: int
@@ -80,8 +85,8 @@ class Twin:
     def _call(self, operation: Operation) -> int:
         if operation.io_uring:
             return IO_URING
-        number = syscalls.numbers(self.arch).get(operation.call)
-        return ANY_CALL if number is None else self.calls.get(syscalls.token(number), ANY_CALL)
+        tokens = tokens_of(operation.call, self.arch)
+        return self.calls.get(tokens[0], ANY_CALL) if tokens else ANY_CALL
 
     def facts(self, operation: Operation, word: Word) -> tuple[int, int]:
         """Return the bits of a word that hold, and those that are known."""

@@ -9,14 +9,14 @@ changed at any time: ways that only log are left out, all others are tried as if
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ksentinel.bpf.guard_abi import Action, Hook, Trait
 from ksentinel.enforce.compiled import Compiled, GuardRule
 from ksentinel.enforce.operation import Operation
 from ksentinel.enforce.places import Place, Resolve
 from ksentinel.enforce.reference import speaks
-from ksentinel.errors import RuleError
+from ksentinel.errors import HostError, RuleError
 
 INIT = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/sbin/init")
 
@@ -24,6 +24,8 @@ _READ_ONLY = 0o2000000  # O_CLOEXEC
 _WRITE = 0o2000001
 _CREATE = 0o2000101
 _EXEC_HOOKS = (Hook.BPRM_CHECK_SECURITY, Hook.BPRM_CREDS_FROM_FILE)
+_PURPOSE = Trait.READ | Trait.WRITE
+_NOWHERE = Place(0, 0)
 _BY_EVERYBODY = frozenset({*_EXEC_HOOKS, Hook.FILE_OPEN})
 """Hooks at which even a second key doesn't make up for a way that asks for nothing."""
 
@@ -58,12 +60,12 @@ def check(compiled: Compiled, resolve: Resolve, own: Own) -> None:
     if not judged:
         return
     made = _Made(resolve, own)
-    ordinary: defaultdict[Hook, list[Vital]] = defaultdict(list)
+    ordinary: defaultdict[tuple[Hook, Trait], list[Vital]] = defaultdict(list)
     for one in made.ordinary():
-        ordinary[one.operation.hook].append(one)
+        ordinary[one.operation.hook, one.operation.traits & _PURPOSE].append(one)
     vital = list(made.vital())
     for rule in judged:
-        for hook, ones in ordinary.items():
+        for (hook, _), ones in ordinary.items():
             if rule.anomalous and hook not in _BY_EVERYBODY:
                 continue
             if all(speaks(compiled, rule, one.operation) for one in ones):
@@ -92,9 +94,18 @@ class _Made:
 
     resolve: Resolve
     own: Own
+    found: dict[str, Place] = field(default_factory=dict)
+
+    def inits(self) -> tuple[str, ...]:
+        """Return the paths of what may be PID 1 here, by the names that hooks see."""
+        by_place: dict[Place, str] = {}
+        for path in INIT:
+            by_place.setdefault(self.place(path), path)
+        by_place.pop(_NOWHERE, None)
+        return tuple(by_place.values()) or INIT[:1]
 
     def vital(self) -> Iterator[Vital]:
-        for init in INIT:
+        for init in self.inits():
             who = f"PID 1 ({init})"
             for path in ("/bin/sh", "/usr/bin/dash", "/usr/lib/systemd/systemd-executor", "/usr/bin/mount"):
                 yield from self.executes(who, init, path)
@@ -223,6 +234,23 @@ class _Made:
                     ),
                 )
 
+            for hook, call in (
+                (Hook.TASK_FIX_SETUID, "setuid"),
+                (Hook.TASK_PRCTL, "prctl"),
+                (Hook.CAPSET, "capset"),
+            ):
+                yield Vital(
+                    f"{call} by {who}",
+                    Operation(
+                        hook,
+                        call,
+                        names=names,
+                        numbers={"uid": 1000, "euid": euid},
+                        who=place,
+                        anomalous=True,
+                    ),
+                )
+
     def executes(
         self, who: str, exe: str, path: str, *, parent: str = INIT[0], euid: int = 0
     ) -> Iterator[Vital]:
@@ -301,10 +329,16 @@ class _Made:
         return {"program": (exe,), "parent": (parent,), "service": (parent,), "ancestors": ancestors}
 
     def place(self, path: str) -> Place:
-        return self.resolve(path) or Place(0, 0)
+        """Return the place of a path; what isn't there, or can't be looked at, has one that is in no set."""
+        if path not in self.found:
+            try:
+                self.found[path] = self.resolve(path) or _NOWHERE
+            except HostError:  # then no entry can name it either
+                self.found[path] = _NOWHERE
+        return self.found[path]
 
     def chain(self, path: str) -> tuple[Place, ...]:
-        """Return the places of a path and of the directories above; what isn't there has one that is in no set."""
+        """Return the places of a path and of the directories above."""
         names = path.split("/")
         above = ["/".join(names[:count]) or "/" for count in range(len(names), 0, -1)]
         return tuple(self.place(one) for one in above)

@@ -8,7 +8,7 @@ from detectors.slow_reference import script_hash as documented_script
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ksentinel.bpf.pathhash import name_hash, program_hash
+from ksentinel.bpf.pathhash import backwards_hash, name_hash, program_hash
 
 SEED = 0x61
 seeds = st.integers(0, (1 << 64) - 1)
@@ -86,3 +86,17 @@ def test_different():
     ]
 
     assert len(set(found)) == len(found)
+
+
+@given(st.binary(max_size=30), seeds)
+def test_backwards(raw, seed):
+    """A path's hash for guards is that of its bytes the other way round; on the way to it are those of all its ends."""
+    value, ends = seed, []
+    for byte in raw[::-1]:
+        ends.append(value)
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+
+    assert backwards_hash(raw, seed) == bytes_hash(raw[::-1], seed)
+    for count, end in enumerate(ends):
+        mixed = (end ^ end >> 33) * 0xFF51AFD7ED558CCD % 2**64
+        assert backwards_hash(raw[len(raw) - count :], seed) == mixed ^ mixed >> 33
