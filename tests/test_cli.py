@@ -325,7 +325,7 @@ WRONG = [
     ("events --path=", 2, r"--path is empty \(say a path, or a pattern"),
     ("events --address example.org", 2, r"--address 'example.org' is neither an IP address nor a network \(say 10.0.0.1.* not looked up"),
     ("events --syscall opnat", 2, r"--syscall 'opnat' is no system call \(did you mean openat\?"),
-    ("events --kind teapot", 2, r"--kind 'teapot' is none of fork, exec, exit, syscall, audit, window"),
+    ("events --kind teapot", 2, r"--kind 'teapot' is none of fork, exec, exit, syscall, audit, hook, window"),
     ("events --pid x", 2, r"Invalid value for '--pid': .* \(`ksentinel events --help`"),
     ("events --limit 0", 2, r"Invalid value for '--limit': .* \(`ksentinel events --help`"),
     ("alerts --limit 0", 2, r"Invalid value for '--limit': .* \(`ksentinel alerts --help`"),

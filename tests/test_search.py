@@ -240,7 +240,7 @@ def test_syscall_and_kind():
         parse_syscall("", "--syscall")
     assert [parse_kind(kind, "--kind") for kind in KINDS] == list(KINDS)
     with pytest.raises(
-        UsageError, match=r"^--kind 'teapot' is none of fork, exec, exit, syscall, audit, window"
+        UsageError, match=r"^--kind 'teapot' is none of fork, exec, exit, syscall, audit, hook, window"
     ):
         parse_kind("teapot", "--kind")
 

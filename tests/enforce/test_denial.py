@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Denials as matches: whose, by which tests, and what the hook saw of each."""
 
+import ctypes
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
-from made_up import SHELL, denial, events
+from made_up import SHELL, START, Incidents, denial, events
 
+from ksentinel.bpf import abi, guard_abi
 from ksentinel.bpf.guard_abi import Hook
 from ksentinel.enforce.compiler import compile_policy
 from ksentinel.enforce.denial import (
@@ -23,9 +26,13 @@ from ksentinel.enforce.places import Place
 from ksentinel.enforce.settings import parse_settings
 from ksentinel.event import Address, HookEvent, Outcome, Score
 from ksentinel.level import Level
+from ksentinel.normalize.bpf import BpfNormalizer
+from ksentinel.normalize.processes import ProcessTable
 from ksentinel.rules import Clause, Response, Rule
 from ksentinel.rules.derivation import derive
 from ksentinel.rules.ruleset import RuleSet
+from ksentinel.store import Store
+from ksentinel.syscalls import token_of
 
 RULES = [
     derive(one) for one in RuleSet.load([Path(__file__).parents[2] / "rules"], trusted_uids=None).compiled
@@ -218,3 +225,45 @@ def test_any_denial(event):
 
     assert match is None or len(match.clauses) == 2
     assert Denied.of(event).count == 1
+
+
+def test_from_the_record_to_the_store(compiled, tmp_path):
+    """What the kernel wrote becomes one alert with its tests, and one count; the operation's own event adds nothing."""
+    policies = Policies()
+    policies.add(5, compiled)
+    (way,) = ways(compiled, PRELOAD, Hook.PATH_RENAME)
+    paths = (b"/tmp/x", b"/etc/ld.so.preload")
+    told = guard_abi.Denial(
+        epoch=5, rule=compiled.ways[way].rule, way=way, hook=Hook.PATH_RENAME, token=token_of("rename"),
+        outcome=guard_abi.Outcome.DENIED, action=guard_abi.Action.DENY, mode=guard_abi.Mode.ENFORCE,
+        flags=guard_abi.DenialFlag.ANOMALOUS, lengths=tuple(map(len, paths)),
+    )  # fmt: skip
+    told.header = abi.Header(
+        kind=abi.Kind.DENIAL,
+        size=ctypes.sizeof(told) + sum(map(len, paths)),
+        time_ns=7,
+        start_ns=1,
+        tgid=10,
+        tid=10,
+    )
+    normalizer = BpfNormalizer(ProcessTable(), START, "x86_64", None, rule_of=policies.rule_of)
+    event = normalizer.item(memoryview(bytes(told) + b"".join(paths)))
+    incidents = Incidents()
+    (alert,) = incidents.match(policies.match(event))
+    rules = RuleSet.load([Path(__file__).parents[2] / "rules"], trusted_uids=None)
+    again = [m for m in rules.match(event.operation) if m.rule.id == PRELOAD]
+    later = [one for match in again for one in incidents.match(match)]
+    with Store(tmp_path / "alerts.db", os.getuid(), write=True) as store:
+        store.put(alert)
+        store.denied([event])
+        kept, counted = store.get(alert.id), list(store.denials())
+
+    assert (alert.level, alert.enforced, len(again), later) == (Level.CRITICAL, "denied", 1, [])
+    assert [one["test"] for one in kept["evidence"][0]["match"]["clauses"]] == [
+        "ends with /etc/ld.so.preload",
+        "is known",
+        "is /usr/bin/dpkg or /usr/bin/rpm",
+        "is over its threshold",
+    ]
+    assert kept["evidence"][0]["enforcement"]["anomalous"] is True
+    assert [(one.rule, one.hook, one.count) for one in counted] == [(PRELOAD, "path_rename", 1)]
