@@ -192,7 +192,6 @@ struct ks_call {
         __u32 euid;
         __u16 token;
         __u16 unused;
-        __u32 unused2;
 };
 
 struct ks_part {
@@ -541,11 +540,11 @@ struct ks_policy {
 
 /* How a path is compared. The hash is taken over its bytes from the last to the first. */
 enum ks_name_kind {
-        KS_NAME_SUFFIX1 = 0,  /* its last name with the slash before it; then its last two, ... */
-        KS_NAME_SUFFIX4 = 3,
-        KS_NAME_EXACT = 4,
-        KS_NAME_PREFIX = 5,
-        KS_NAME_CASED = 8,    /* added: bytes as they are; otherwise ASCII letters folded */
+        KS_SPELLED_SUFFIX1 = 0,  /* its last name with the slash before it; then its last two, ... */
+        KS_SPELLED_SUFFIX4 = 3,
+        KS_SPELLED_EXACT = 4,
+        KS_SPELLED_PREFIX = 5,
+        KS_SPELLED_CASED = 8,    /* added: bytes as they are; otherwise ASCII letters folded */
 };
 
 struct ks_name_key {
@@ -686,6 +685,7 @@ struct ks_denial {
         __u32 known;          /* which of the numbers are there: bits */
         __u32 numbers[KS_NUMBERS_ASKED];
         __u8 address[16];
+        __u32 unused2;
         __u64 cgroup;
         __u16 addressed;      /* the address is there */
         __u16 lengths[2];     /* of the paths that follow, one after the other */

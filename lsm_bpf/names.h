@@ -294,9 +294,9 @@ static __noinline int find_name(struct desk *desk, __u32 kind)
                 if (sets)
                         desk->told.sets |= *sets;
         }
-        if (r->kinds & 1 << (kind + KS_NAME_CASED)) {
+        if (r->kinds & 1 << (kind + KS_SPELLED_CASED)) {
                 key->hash = mixed(r->cased);
-                key->kind = kind + KS_NAME_CASED;
+                key->kind = kind + KS_SPELLED_CASED;
                 sets = bpf_map_lookup_elem(&name_sets, key);
                 if (sets)
                         desk->told.sets |= *sets;
@@ -370,10 +370,10 @@ static __noinline int read_path(struct desk *desk, __u32 begin, __u32 epoch, __u
         bpf_loop(KS_TEXT, read_byte, &w, 0);
         if (r->odd && begin != KS_TEXT - 1)
                 return 0;
-        find_name(desk, KS_NAME_EXACT);
-        if (kinds & 1 << KS_NAME_PREFIX)
+        find_name(desk, KS_SPELLED_EXACT);
+        if (kinds & 1 << KS_SPELLED_PREFIX)
                 find_beginning(desk, begin, epoch, 0);
-        if (kinds & 1 << (KS_NAME_PREFIX + KS_NAME_CASED))
+        if (kinds & 1 << (KS_SPELLED_PREFIX + KS_SPELLED_CASED))
                 find_beginning(desk, begin, epoch, 1);
         desk->told.known = KS_TOLD | (r->wide ? 0 : KS_TOLD_ASCII);
         return 0;

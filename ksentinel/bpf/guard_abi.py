@@ -408,6 +408,7 @@ class Denial(ctypes.Structure):
         ("known", c_uint32),
         ("numbers", c_uint32 * NUMBERS),
         ("address", c_uint8 * 16),
+        ("unused2", c_uint32),
         ("cgroup", c_uint64),
         ("addressed", c_uint16),
         ("lengths", c_uint16 * 2),

@@ -373,9 +373,7 @@ class Object:
 def new_array(name: str, value: ctypes.Structure) -> int:
     """Return the descriptor of a new array map of that one *value*; raises HostError."""
     lib = library().lib
-    fd: int = lib.bpf_map_create(
-        _BPF_MAP_TYPE_ARRAY, name.encode(), 4, ctypes.sizeof(value), 1, None
-    )
+    fd: int = lib.bpf_map_create(_BPF_MAP_TYPE_ARRAY, name.encode(), 4, ctypes.sizeof(value), 1, None)
     if fd < 0:
         raise library().failure(f"making the map {name}", fd)
     try:

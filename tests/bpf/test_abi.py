@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ksentinel import syscalls
-from ksentinel.bpf import abi
+from ksentinel.bpf import abi, guard_abi
 from ksentinel.window import LENGTH, Cause
 
 SOURCES = Path(__file__).parents[2] / "lsm_bpf"
-OBJECT = SOURCES / "trace.bpf.o"
+OBJECTS = [path.with_suffix(".o") for path in sorted(SOURCES.glob("*.bpf.c"))]
 
 _STRUCT = 4
 # How many bytes follow each kind of type: a fixed part, and a part for each of its members (linux/btf.h).
@@ -67,20 +67,29 @@ def structs(btf: bytes) -> dict[str, tuple[int, list[tuple[str, int]]]]:
 
 @pytest.fixture(scope="module")
 def btf():
-    if not OBJECT.is_file():
+    if not all(path.is_file() for path in OBJECTS):
         pytest.skip("no compiled BPF object: make bpf")
-    return structs(section(OBJECT.read_bytes(), b".BTF"))
+    found = {}
+    for path in OBJECTS:
+        found |= structs(section(path.read_bytes(), b".BTF"))
+    return found
+
+
+MIRRORS = abi.MIRRORS | guard_abi.MIRRORS
 
 
 @pytest.fixture(scope="module")
 def header():
     """Return the numbers of ksentinel_abi.h by name: its macros and its enumerators."""
     text = re.sub(r"/\*.*?\*/", "", (SOURCES / "ksentinel_abi.h").read_text(), flags=re.DOTALL)
-    pairs = re.findall(r"#define\s+(KS_\w+)\s+(\w+)", text) + re.findall(r"(KS_\w+)\s*=\s*(\w+)", text)
-    return {name: int(value, 0) for name, value in pairs}
+    pairs = re.findall(r"#define\s+(KS_\w+)\s+(\w+)", text) + re.findall(
+        r"(KS_\w+)\s*=\s*(\w+)(?![\w ]*<<)", text
+    )
+    bits = re.findall(r"(KS_\w+)\s*=\s*1 << (\d+)", text)
+    return {name: int(value, 0) for name, value in pairs} | {name: 1 << int(bit) for name, bit in bits}
 
 
-@pytest.mark.parametrize(("name", "mirror"), abi.MIRRORS.items())
+@pytest.mark.parametrize(("name", "mirror"), MIRRORS.items())
 def test_layout(btf, name, mirror):
     """Size, field names, their order and their offsets agree."""
     size, members = btf[name]
@@ -91,13 +100,13 @@ def test_layout(btf, name, mirror):
 
 def test_every_struct_has_a_mirror(btf):
     """No struct of the header is forgotten."""
-    assert {name for name in btf if name.startswith("ks_")} == set(abi.MIRRORS)
+    assert {name for name in btf if name.startswith("ks_")} == set(MIRRORS)
 
 
-@pytest.mark.parametrize("name", abi.MIRRORS)
+@pytest.mark.parametrize("name", MIRRORS)
 def test_no_padding(btf, name):
     """A struct is as large as its fields: nothing unwritten of the kernel's memory travels."""
-    fields = abi.MIRRORS[name]._fields_
+    fields = MIRRORS[name]._fields_
 
     assert btf[name][0] == sum(ctypes.sizeof(field[1]) for field in fields)
 
@@ -116,6 +125,11 @@ def test_no_padding(btf, name):
         ("KS_PROCESS_", abi.ProcessFlag, {}),
         ("KS_FILTER_", abi.FilterKind, {}),
         ("KS_NAME_", abi.NameFlag, {}),
+        ("KS_SPELLED_", guard_abi.NameKind, {}),
+        ("KS_TRAIT_", guard_abi.Trait, {}),
+        ("KS_HOOK_", guard_abi.Hook, {}),
+        ("KS_OUTCOME_", guard_abi.Outcome, {}),
+        ("KS_MODE_", guard_abi.Mode, {}),
         (
             "KS_TOKEN_",
             syscalls.Abi,
