@@ -192,6 +192,7 @@ struct ks_call {
         __u32 euid;
         __u16 token;
         __u16 unused;
+        __u32 unused2;
 };
 
 struct ks_part {
