@@ -625,7 +625,7 @@ static __noinline int say(struct desk *desk, const struct ks_policy *policy, str
                 return 0;
         __sync_fetch_and_add(&c->outcomes[desk->denial.outcome < KS_OUTCOMES ? desk->denial.outcome : 0], 1);
         if (thread && desk->denial.outcome != KS_OUTCOME_SPARED && !(desk->denial.flags & KS_DENIAL_CANARY))
-                thread->hooks = thread->hooks << 8 | desk->hook; /* a token each, at the thread's next call */
+                thread->hook = desk->hook; /* a token, at the thread's next call */
         if (!(desk->denial.flags & KS_DENIAL_CANARY) && beyond_its_records(desk, task, now)) {
                 __sync_fetch_and_add(&c->records_limited, 1);
                 return 0;

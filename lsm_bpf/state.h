@@ -63,7 +63,7 @@ struct thread {
         __u32 uid;           /* likewise */
         __u32 over_told;     /* its process knows that it is over a limit; once a window */
         __u32 unused;
-        __u32 hooks;         /* guards that spoke in the call that ends: a byte each, the last one lowest */
+        __u32 hook;          /* the guard that spoke last in the call that ends */
 };
 
 struct hashing {

@@ -205,27 +205,20 @@ static __always_inline void append_class(__u32 program, struct ks_counters *c, s
                 close_window(program, c, task, thread, KS_CAUSE_FULL);
 }
 
-/* Guards that spoke in the call before become tokens of their own. */
-static __noinline int append_hooks(__u32 program, struct ks_counters *c, struct task_struct *task, struct thread *thread)
+/* The guard that spoke last in the call before becomes a token of its own. */
+static __noinline int append_hook(__u32 program, struct ks_counters *c, struct task_struct *task, struct thread *thread)
 {
         struct ks_config *cfg = bpf_map_lookup_elem(&config, &zero);
-        __u32 hooks = __sync_lock_test_and_set(&thread->hooks, 0);
+        __u32 hook = __sync_lock_test_and_set(&thread->hook, 0);
+        int full;
 
         if (!cfg || !c)
                 return 0;
-        for (int i = 3; i >= 0; i--) {
-                __u32 hook = hooks >> 8 * i & 0xff;
-
-                if (!hook)
-                        continue;
-                c->hook_tokens++;
-                if (append(thread, KS_TOKEN_HOOK | hook)) {
-                        score(cfg, thread);
-                        close_window(program, c, task, thread, KS_CAUSE_FULL);
-                } else {
-                        score(cfg, thread);
-                }
-        }
+        c->hook_tokens++;
+        full = append(thread, KS_TOKEN_HOOK | (hook & 0xff));
+        score(cfg, thread);
+        if (full)
+                close_window(program, c, task, thread, KS_CAUSE_FULL);
         return 0;
 }
 
@@ -417,8 +410,8 @@ static __always_inline int sys_enter(struct bpf_raw_tracepoint_args *ctx, int di
                 }
         }
         token = token_of(cfg, slot, stack, ctx->args[1], direct);
-        if (thread->hooks)
-                append_hooks(SYS_ENTER, c, bpf_get_current_task_btf(), thread);
+        if (thread->hook)
+                append_hook(SYS_ENTER, c, bpf_get_current_task_btf(), thread);
         if (thread->postponed)
                 send_call(SYS_ENTER, bpf_get_current_task_btf(), thread, AGAIN);
         full = append(thread, token);
@@ -458,8 +451,8 @@ int on_sys_enter_old(struct bpf_raw_tracepoint_args *ctx)
 static __always_inline void flush(__u32 program, struct ks_counters *c, struct task_struct *task,
                                   struct thread *thread, __u16 cause)
 {
-        if (thread->hooks && !thread->ignored)
-                append_hooks(program, c, task, thread);
+        if (thread->hook && !thread->ignored)
+                append_hook(program, c, task, thread);
         if (thread->postponed)
                 send_call(program, task, thread, BLIND);
         close_window(program, c, task, thread, cause);

@@ -308,7 +308,7 @@ def test_map_errors(loaded):
     with pytest.raises(HostError, match="writing a BPF map: E2BIG"):
         loaded.map("config").update(1, abi.Config())
     with pytest.raises(HostError, match="reading a BPF map: ENOENT"):
-        loaded.map("counters").lookup_percpu(5, abi.Counters)
+        loaded.map("counters").lookup_percpu(6, abi.Counters)
 
 
 @pytest.mark.bpf
