@@ -11,47 +11,36 @@
 
 #define PROT_EXEC 4
 
-SEC("lsm/bprm_check_security")
-int on_bprm_check_security(__u64 *ctx)
+static __always_inline int executed(__u32 hook, struct linux_binprm *bprm, __u32 if_script)
 {
-        struct linux_binprm *bprm = (void *)ctx[0];
         struct task_struct *task = bpf_get_current_task_btf();
         const struct ks_policy *policy;
-        struct desk *desk = begin_guard(KS_HOOK_BPRM_CHECK_SECURITY, task, &policy);
+        struct desk *desk = begin_guard(hook, task, &policy);
         struct file *file;
 
         if (!desk)
                 return 0;
         file = bprm->file;
         if (bprm->interp != bprm->filename)
-                desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_INTERPRETER;
+                desk->holds[KS_WORD_TRAITS] |= if_script;
         traits_of(desk, file->f_inode);
         number_is(desk, KS_NUMBER_EUID, BPF_CORE_READ(bprm, cred, euid.val));
         file_is(desk, 0, file->f_path.mnt, file->f_path.dentry);
         desk->asked = (__u64)bprm->filename;
-        REFUSE_IF(decide(desk, policy, task, CONFINED));
+        return decide(desk, policy, task, CONFINED);
+}
+
+SEC("lsm/bprm_check_security")
+int on_bprm_check_security(__u64 *ctx)
+{
+        REFUSE_IF(executed(KS_HOOK_BPRM_CHECK_SECURITY, (void *)ctx[0], KS_TRAIT_INTERPRETER));
         return 0;
 }
 
 SEC("lsm/bprm_creds_from_file")
 int on_bprm_creds_from_file(__u64 *ctx)
 {
-        struct linux_binprm *bprm = (void *)ctx[0];
-        struct task_struct *task = bpf_get_current_task_btf();
-        const struct ks_policy *policy;
-        struct desk *desk = begin_guard(KS_HOOK_BPRM_CREDS_FROM_FILE, task, &policy);
-        struct file *file;
-
-        if (!desk)
-                return 0;
-        file = bprm->file;
-        if (bprm->interp != bprm->filename)
-                desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_SCRIPT;
-        traits_of(desk, file->f_inode);
-        number_is(desk, KS_NUMBER_EUID, BPF_CORE_READ(bprm, cred, euid.val));
-        file_is(desk, 0, file->f_path.mnt, file->f_path.dentry);
-        desk->asked = (__u64)bprm->filename;
-        REFUSE_IF(decide(desk, policy, task, CONFINED));
+        REFUSE_IF(executed(KS_HOOK_BPRM_CREDS_FROM_FILE, (void *)ctx[0], KS_TRAIT_SCRIPT));
         return 0;
 }
 

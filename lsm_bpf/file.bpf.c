@@ -45,33 +45,35 @@ int on_file_open(__u64 *ctx)
         return 0;
 }
 
-/* A name that isn't there yet. */
-#define NEW_NAME(hook_, name_)                                                                                  SEC("lsm/" #name_)                                                                                      int on_##name_(__u64 *ctx)                                                                              {                                                                                                               const struct path *dir = (void *)ctx[0];                                                                struct dentry *dentry = (void *)ctx[1];                                                                 struct task_struct *task = bpf_get_current_task_btf();                                                  const struct ks_policy *policy;                                                                         struct desk *desk = begin_guard(hook_, task, &policy);                                                                                                                                                          if (!desk)                                                                                                      return 0;                                                                                       tell_flags(desk, task);                                                                            file_is(desk, 0, dir->mnt, dentry);                                                                     REFUSE_IF(decide(desk, policy, task, CONFINED));                                                        return 0;                                                                                       }
-
-/* A name that goes. */
-#define OLD_NAME(hook_, name_)                                                                                  SEC("lsm/" #name_)                                                                                      int on_##name_(__u64 *ctx)                                                                              {                                                                                                               const struct path *dir = (void *)ctx[0];                                                                struct dentry *dentry = (void *)ctx[1];                                                                 struct task_struct *task = bpf_get_current_task_btf();                                                  const struct ks_policy *policy;                                                                         struct desk *desk = begin_guard(hook_, task, &policy);                                                                                                                                                          if (!desk)                                                                                                      return 0;                                                                                       tell_flags(desk, task);                                                                            traits_of(desk, dentry->d_inode);                                                                       file_is(desk, 0, dir->mnt, dentry);                                                                     REFUSE_IF(decide(desk, policy, task, CONFINED));                                                        return 0;                                                                                       }
-
-NEW_NAME(KS_HOOK_PATH_MKNOD, path_mknod)
-NEW_NAME(KS_HOOK_PATH_MKDIR, path_mkdir)
-OLD_NAME(KS_HOOK_PATH_UNLINK, path_unlink)
-OLD_NAME(KS_HOOK_PATH_RMDIR, path_rmdir)
-
-SEC("lsm/path_symlink")
-int on_path_symlink(__u64 *ctx)
+/* A name in a directory: one that isn't there yet, or one that goes. */
+static __always_inline int in_directory(__u32 hook, const struct path *dir, struct dentry *dentry)
 {
-        const struct path *dir = (void *)ctx[0];
-        struct dentry *dentry = (void *)ctx[1];
         struct task_struct *task = bpf_get_current_task_btf();
         const struct ks_policy *policy;
-        struct desk *desk = begin_guard(KS_HOOK_PATH_SYMLINK, task, &policy);
+        struct desk *desk = begin_guard(hook, task, &policy);
 
         if (!desk)
                 return 0;
+        tell_flags(desk, task);
+        traits_of(desk, dentry->d_inode);
         file_is(desk, 0, dir->mnt, dentry);
-        desk->first_unseen = 1; /* what the link says */
-        REFUSE_IF(decide(desk, policy, task, CONFINED));
-        return 0;
+        desk->first_unseen = hook == KS_HOOK_PATH_SYMLINK; /* what the link says */
+        return decide(desk, policy, task, CONFINED);
 }
+
+#define IN_DIRECTORY(hook_, name_)                                              \
+        SEC("lsm/" #name_)                                                      \
+        int on_##name_(__u64 *ctx)                                              \
+        {                                                                       \
+                REFUSE_IF(in_directory(hook_, (void *)ctx[0], (void *)ctx[1])); \
+                return 0;                                                       \
+        }
+
+IN_DIRECTORY(KS_HOOK_PATH_MKNOD, path_mknod)
+IN_DIRECTORY(KS_HOOK_PATH_MKDIR, path_mkdir)
+IN_DIRECTORY(KS_HOOK_PATH_SYMLINK, path_symlink)
+IN_DIRECTORY(KS_HOOK_PATH_UNLINK, path_unlink)
+IN_DIRECTORY(KS_HOOK_PATH_RMDIR, path_rmdir)
 
 SEC("lsm/path_rename")
 int on_path_rename(__u64 *ctx)

@@ -30,7 +30,6 @@
 #define S_IFREG 0100000
 #define TMPFS_MAGIC 0x01021994
 #define CGROUP_LEVELS 16
-#define SPOKEN_BITS ((1 << KS_WORD_TRAITS) | (1 << KS_WORD_NUMBERS))
 #define PATH_BITS \
         ((1 << KS_WORD_IMAGE) | (1 << KS_WORD_EXECUTED) | (1 << KS_WORD_ASKED) | (1 << KS_WORD_TARGET) | \
          (1 << KS_WORD_PATH) | (1 << KS_WORD_PLACES))

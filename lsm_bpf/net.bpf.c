@@ -65,31 +65,29 @@ static __always_inline void family_of(struct desk *desk, struct socket *socket)
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_IPV6;
 }
 
-SEC("lsm/socket_connect")
-int on_socket_connect(__u64 *ctx)
+static __always_inline int to_address(__u32 hook, __u64 address, __u32 len, enum quarantine quarantine)
 {
         struct task_struct *task = bpf_get_current_task_btf();
         const struct ks_policy *policy;
-        struct desk *desk = begin_guard(KS_HOOK_SOCKET_CONNECT, task, &policy);
+        struct desk *desk = begin_guard(hook, task, &policy);
 
         if (!desk)
                 return 0;
-        tell_address(desk, ctx[1], ctx[2]);
-        REFUSE_IF(decide(desk, policy, task, CONFINED));
+        tell_address(desk, address, len);
+        return decide(desk, policy, task, quarantine);
+}
+
+SEC("lsm/socket_connect")
+int on_socket_connect(__u64 *ctx)
+{
+        REFUSE_IF(to_address(KS_HOOK_SOCKET_CONNECT, ctx[1], ctx[2], CONFINED));
         return 0;
 }
 
 SEC("lsm/socket_bind")
 int on_socket_bind(__u64 *ctx)
 {
-        struct task_struct *task = bpf_get_current_task_btf();
-        const struct ks_policy *policy;
-        struct desk *desk = begin_guard(KS_HOOK_SOCKET_BIND, task, &policy);
-
-        if (!desk)
-                return 0;
-        tell_address(desk, ctx[1], ctx[2]);
-        REFUSE_IF(decide(desk, policy, task, FREE));
+        REFUSE_IF(to_address(KS_HOOK_SOCKET_BIND, ctx[1], ctx[2], FREE));
         return 0;
 }
 
@@ -111,25 +109,16 @@ SEC("lsm/socket_sendmsg")
 int on_socket_sendmsg(__u64 *ctx)
 {
         struct msghdr *message = (void *)ctx[1];
-        struct task_struct *task;
-        const struct ks_policy *policy;
-        struct desk *desk;
 
         if (!message->msg_name)
                 return 0; /* on a connection: its connect was asked about */
-        task = bpf_get_current_task_btf();
-        desk = begin_guard(KS_HOOK_SOCKET_SENDMSG, task, &policy);
-        if (!desk)
-                return 0;
-        tell_address(desk, (__u64)message->msg_name, message->msg_namelen);
-        REFUSE_IF(decide(desk, policy, task, CONFINED));
+        REFUSE_IF(to_address(KS_HOOK_SOCKET_SENDMSG, (__u64)message->msg_name, message->msg_namelen, CONFINED));
         return 0;
 }
 
 /* The other end of a unix socket, by its file; those without one (abstract, unnamed) have no place. */
-static __always_inline int to_unix(__u32 hook, __u64 other)
+static __always_inline int to_unix(__u32 hook, struct sock *other)
 {
-        struct unix_sock *peer = (void *)other;
         struct task_struct *task = bpf_get_current_task_btf();
         const struct ks_policy *policy;
         struct desk *desk = begin_guard(hook, task, &policy);
@@ -138,24 +127,29 @@ static __always_inline int to_unix(__u32 hook, __u64 other)
         if (!desk)
                 return 0;
         desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_UNIX;
-        dentry = BPF_CORE_READ(peer, path.dentry);
+        dentry = BPF_CORE_READ((struct unix_sock *)other, path.dentry);
         if (dentry)
-                file_is(desk, 0, BPF_CORE_READ(peer, path.mnt), dentry);
+                file_is(desk, 0, BPF_CORE_READ((struct unix_sock *)other, path.mnt), dentry);
         return decide(desk, policy, task, CONFINED);
 }
 
 SEC("lsm/unix_stream_connect")
 int on_unix_stream_connect(__u64 *ctx)
 {
-        REFUSE_IF(to_unix(KS_HOOK_UNIX_STREAM_CONNECT, ctx[1]));
+        struct sock *other = (void *)ctx[1];
+
+        if (other)
+                REFUSE_IF(to_unix(KS_HOOK_UNIX_STREAM_CONNECT, other));
         return 0;
 }
 
 SEC("lsm/unix_may_send")
 int on_unix_may_send(__u64 *ctx)
 {
-        struct socket *other = (void *)ctx[1];
+        struct socket *socket = (void *)ctx[1];
+        struct sock *other = socket->sk;
 
-        REFUSE_IF(to_unix(KS_HOOK_UNIX_MAY_SEND, (__u64)other->sk));
+        if (other)
+                REFUSE_IF(to_unix(KS_HOOK_UNIX_MAY_SEND, other));
         return 0;
 }

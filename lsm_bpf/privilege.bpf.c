@@ -40,7 +40,7 @@ int on_ptrace_access_check(__u64 *ctx)
         return 0;
 }
 
-static __always_inline int by_kernel(__u32 hook, __u32 what)
+static __always_inline int by_kernel(__u32 hook, __u32 what, struct file *file)
 {
         struct task_struct *task = bpf_get_current_task_btf();
         const struct ks_policy *policy;
@@ -54,38 +54,24 @@ static __always_inline int by_kernel(__u32 hook, __u32 what)
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_FIRMWARE;
         else if (what == KEXEC_IMAGE || what == KEXEC_INITRAMFS)
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_KEXEC;
+        if (file) {
+                traits_of(desk, file->f_inode);
+                file_is(desk, 0, file->f_path.mnt, file->f_path.dentry);
+        }
         return decide(desk, policy, task, FREE);
 }
 
 SEC("lsm/kernel_load_data")
 int on_kernel_load_data(__u64 *ctx)
 {
-        REFUSE_IF(by_kernel(KS_HOOK_KERNEL_LOAD_DATA, ctx[0]));
+        REFUSE_IF(by_kernel(KS_HOOK_KERNEL_LOAD_DATA, ctx[0], 0));
         return 0;
 }
 
 SEC("lsm/kernel_read_file")
 int on_kernel_read_file(__u64 *ctx)
 {
-        struct task_struct *task = bpf_get_current_task_btf();
-        const struct ks_policy *policy;
-        struct desk *desk = begin_guard(KS_HOOK_KERNEL_READ_FILE, task, &policy);
-        struct file *file = (void *)ctx[0];
-        __u32 what = ctx[1];
-
-        if (!desk)
-                return 0;
-        if (what == MODULE)
-                desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_MODULE;
-        else if (what == FIRMWARE)
-                desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_FIRMWARE;
-        else if (what == KEXEC_IMAGE || what == KEXEC_INITRAMFS)
-                desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_KEXEC;
-        if (file) {
-                traits_of(desk, file->f_inode);
-                file_is(desk, 0, file->f_path.mnt, file->f_path.dentry);
-        }
-        REFUSE_IF(decide(desk, policy, task, FREE));
+        REFUSE_IF(by_kernel(KS_HOOK_KERNEL_READ_FILE, ctx[1], (void *)ctx[0]));
         return 0;
 }
 

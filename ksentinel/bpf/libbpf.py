@@ -32,7 +32,6 @@ _MAX_PRINT = 17 << 20
 _BPF_OBJ_GET_INFO_BY_FD = 15
 _BPF_TRACE_FENTRY = 24
 _BPF_LSM_MAC = 27
-_BPF_MAP_TYPE_ARRAY = 2
 _SYS_BPF = {"x86_64": 321, "aarch64": 280}
 _SYS_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
 _MEMBARRIER_GLOBAL = 1
@@ -368,20 +367,6 @@ class Object:
         if not pointer:
             raise HostError(f"has no {kind} {name}", at=self.path, remedy="make bpf")
         return pointer
-
-
-def new_array(name: str, value: ctypes.Structure) -> int:
-    """Return the descriptor of a new array map of that one *value*; raises HostError."""
-    lib = library().lib
-    fd: int = lib.bpf_map_create(_BPF_MAP_TYPE_ARRAY, name.encode(), 4, ctypes.sizeof(value), 1, None)
-    if fd < 0:
-        raise library().failure(f"making the map {name}", fd)
-    try:
-        Map(fd).update(0, value)
-    except HostError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def pin(fd: int, path: Path) -> None:

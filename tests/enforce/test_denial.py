@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
-from made_up import SHELL, START, Incidents, denial, events
+from made_up import SHELL, START, Incidents, denial, hook_events
 
 from ksentinel.bpf import abi, guard_abi
 from ksentinel.bpf.guard_abi import Hook
@@ -24,7 +24,7 @@ from ksentinel.enforce.denial import (
 )
 from ksentinel.enforce.places import Place
 from ksentinel.enforce.settings import parse_settings
-from ksentinel.event import Address, HookEvent, Outcome, Score
+from ksentinel.event import Address, Outcome, Score
 from ksentinel.level import Level
 from ksentinel.normalize.bpf import BpfNormalizer
 from ksentinel.normalize.processes import ProcessTable
@@ -218,7 +218,7 @@ def test_seen(subject, value):
     assert seen_of(SEEN, subject) == value
 
 
-@given(events.filter(lambda event: isinstance(event, HookEvent)))
+@given(hook_events)
 def test_any_denial(event):
     """Whatever a record said, it is a match with a clause, or none; and it can be counted."""
     match = match_of(event, {}, [Asked("path", "is /x"), Asked("program", "is /y", negated=True)])
