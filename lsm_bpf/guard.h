@@ -468,10 +468,11 @@ static __noinline __u32 cgroup_mode(struct desk *desk)
         return strictest;
 }
 
-/* Of the modes that are named for the rule and for the control group the strictest; otherwise the host's. */
+/* Of the modes that are named for the rule and for the control group the strictest; otherwise the host's. The canary proves that
+ * one. */
 static __always_inline __u32 mode_of(struct desk *desk, __u32 named)
 {
-        if (desk->now.cgroups) {
+        if (desk->now.cgroups && !(desk->holds[KS_WORD_TRAITS] & KS_TRAIT_CANARY)) {
                 __u32 by_cgroup = cgroup_mode(desk);
 
                 if (by_cgroup > named)
@@ -756,8 +757,13 @@ static __always_inline struct desk *begin_guard(__u32 hook, struct task_struct *
         const struct ks_policy *now = policy_now();
         struct ks_switch *sw = switch_now();
         struct desk *desk;
+        __u32 canary;
 
-        if (!now || !sw || (!now->hooks[hook].count && !sw->sentences))
+        if (!now || !sw)
+                return 0;
+        canary = sw->canary_tid == (__u32)task->pid && sw->canary_hook == hook;
+        /* The first way at each hook is the canary's: most operations, at most hooks, end here. */
+        if (now->hooks[hook].count <= !canary && !sw->sentences)
                 return 0;
         desk = sit_down();
         if (!desk)
@@ -776,7 +782,7 @@ static __always_inline struct desk *begin_guard(__u32 hook, struct task_struct *
         desk->anomalous = desk->cgroup_told = desk->sentenced = 0;
         desk->best = KS_WAYS;
         desk->best_rank = 0;
-        if (desk->now.canary_tid && desk->now.canary_tid == (__u32)task->pid && desk->now.canary_hook == hook)
+        if (canary)
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_CANARY;
         tell_call(desk, task);
         return desk;

@@ -159,6 +159,15 @@ struct {
         __type(value, struct ks_sentence);
 } sentences SEC(".maps");
 
+/* Who ran already when the policy came, as user space knows it: whose child each process is, and on whose behalf. */
+struct {
+        __uint(type, BPF_MAP_TYPE_HASH);
+        __uint(max_entries, 65536);
+        __uint(map_flags, BPF_F_NO_PREALLOC);
+        __type(key, struct ks_sentenced);
+        __type(value, struct ks_named);
+} introduced SEC(".maps");
+
 struct {
         __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
         __uint(max_entries, 1);
@@ -474,6 +483,49 @@ static __always_inline void name_child(struct ks_process *parent, struct ks_proc
                 named->service = named->program;
                 named->known[2] = named->known[0];
         }
+}
+
+/* A process that runs already gets its names by the policy in force. What it executes is looked at here, because user space may know
+ * it late; who is above it was told, or else its parent knows. What it has learnt since the policy came is fresher, and stays. */
+static __noinline __attribute__((unused)) int name_task(struct task_struct *task)
+{
+        const struct ks_policy *policy = policy_now();
+        struct ks_sentenced key = {};
+        struct ks_process *process, *above;
+        struct ks_named *told, *named;
+        struct task_struct *parent;
+
+        if (!policy)
+                return 0;
+        process = bpf_task_storage_get(&processes, task, 0, 0);
+        if (!process)
+                return 0;
+        named = &process->named;
+        if (named->epoch != policy->epoch)
+                name_program(process, BPF_CORE_READ(task, mm, exe_file));
+        if (named->known[1])
+                return 0;
+        key.start_ns = BPF_CORE_READ(task, start_boottime) / START_STEP * START_STEP;
+        key.tgid = BPF_CORE_READ(task, tgid);
+        told = bpf_map_lookup_elem(&introduced, &key);
+        if (told && told->epoch == policy->epoch) {
+                named->parent = told->parent;
+                named->known[1] = told->known[1];
+                named->ancestors = told->ancestors;
+                named->known[3] = told->known[3];
+                if (process->flags & KS_PROCESS_SERVED) {
+                        named->service = told->service;
+                        named->known[2] = told->known[2];
+                }
+                return 0;
+        }
+        parent = task->real_parent;
+        if (!parent)
+                return 0;
+        above = bpf_task_storage_get(&processes, parent->group_leader, 0, 0);
+        if (above && above->named.epoch == policy->epoch)
+                name_child(above, process);
+        return 0;
 }
 
 /* A child is born under the sentence that its parent has. */

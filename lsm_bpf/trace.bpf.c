@@ -5,7 +5,8 @@
  *         tp_btf/sched_process_fork    a process or a thread is born
  *         raw_tp/sched_process_exec    a process has become another program
  *         raw_tp/sched_process_exit    a thread ends
- *         iter/task                    read by user space to flush threads that sleep on a part-filled window
+ *         iter/task                    read by user space to flush threads that sleep on a part-filled window; and, when there is
+ *                                      another policy, to find out which of its sets of names everybody's programs are in
  *   in    config                       own process, idle time, which model and whether it gates, filters
  *         models, profiles             a model's rows, and who has which; ksentinel/detectors/kerneltable.py
  *         captures, prefixes           token -> which arguments to read; path prefix -> class; ksentinel/sources/ringbuf.py
@@ -866,5 +867,15 @@ int sweep(struct bpf_iter__task *ctx)
                 close_window(SWEEP, c, task, thread, cfg->stopping ? KS_CAUSE_STOP : KS_CAUSE_IDLE);
         }
         give_back(thread);
+        return 0;
+}
+
+SEC("iter/task")
+int name_running(struct bpf_iter__task *ctx)
+{
+        struct task_struct *task = ctx->task;
+
+        if (task && task->pid == task->tgid)
+                name_task(task);
         return 0;
 }

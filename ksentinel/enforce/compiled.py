@@ -20,15 +20,18 @@ from ksentinel.enforce.settings import Entry
 from ksentinel.errors import Location
 from ksentinel.rules.derivation import Derived
 from ksentinel.rules.guard import Bits, Names, Networks, Numbers, Reach, reaches
-from ksentinel.rules.hooks import Seen
+from ksentinel.rules.hooks import HOOKS, Seen
 
 CANARY_RULE = 0xFFFF
 """Stands for a rule where the canary is meant."""
 
 ANY_CALL = 1 << 62
 IO_URING = 1 << 63
-MOST_CALLS = 62
-"""Calls that a policy can tell apart; all others are one."""
+NUMBERED_CALLS = tuple(sorted({call for hook in HOOKS for call in hook.calls}))
+"""
+Calls that policies tell apart, each by its bit; all others are one. Always the same: the kernel has one table of them, which stays
+when a policy is exchanged.
+"""
 EVERY_CALL = (1 << 64) - 1
 
 OF_IO_URING = frozenset(
@@ -153,8 +156,6 @@ class Compiled:
         Sets of names, in the order of their bits.
     asked
         Tests of numbers and addresses, in the order of their bits.
-    named_calls
-        Calls that are told apart, in the order of their bits.
     places_of
         Bits by place: of sets that it is in, of sets that whatever is below it is in, of sets of executables that it is in.
     where
@@ -166,7 +167,6 @@ class Compiled:
     hooks: tuple[Hook, ...]
     sets: tuple[NameSet, ...]
     asked: tuple[Asked, ...]
-    named_calls: tuple[str, ...]
     places_of: Mapping[Place, tuple[int, int, int]]
     where: Mapping[str, Place | None]
     places_missing: tuple[Missing, ...]
@@ -268,13 +268,8 @@ class Compiled:
             yield guard_abi.Place(inode=place.inode, device=place.device, epoch=epoch), value
 
     def calls(self) -> dict[int, int]:
-        """Return the bits of each token that isn't just any other call."""
-        found = {
-            token: 1 << bit
-            for bit, name in enumerate(self.named_calls)
-            for token in tokens_of(name, self.arch)
-        }
-        return found | dict.fromkeys(tokens_of("io_uring_enter", self.arch), IO_URING)
+        """Return the bits of each token that isn't just any other call: the same of all policies of an architecture."""
+        return numbered_calls(self.arch)
 
     def holds(self, path: str) -> tuple[int, Told]:
         """Return the sets that a path is in, and what is known of it."""
@@ -288,6 +283,14 @@ class Compiled:
                 yield _raw(text), NameKind.EXACT | _cased(one), 1 << bit
             for text in one.suffixes:
                 yield _raw(text), (text.count("/") - 1) | _cased(one), 1 << bit
+
+
+def numbered_calls(arch: str) -> dict[int, int]:
+    """Return the bits of each token that isn't just any other call."""
+    found = {
+        token: 1 << bit for bit, name in enumerate(NUMBERED_CALLS) for token in tokens_of(name, arch)
+    }
+    return found | dict.fromkeys(tokens_of("io_uring_enter", arch), IO_URING)
 
 
 @cache

@@ -6,7 +6,7 @@ What doesn't fit is refused, with the rule's name, and so is what would take a h
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TypeVar
@@ -19,7 +19,7 @@ from ksentinel.enforce.compiled import (
     CANARY_RULE,
     EVERY_CALL,
     IO_URING,
-    MOST_CALLS,
+    NUMBERED_CALLS,
     OF_IO_URING,
     Asked,
     Compiled,
@@ -54,6 +54,7 @@ def compile_policy(
     resolve: Resolve,
     arch: str,
     own: Own | None = None,
+    also: Collection[Hook] = (),
 ) -> Compiled:
     """
     Return the policy of all *rules* that ask to be decided inline, and of all entries.
@@ -66,6 +67,8 @@ def compile_policy(
         Whose system calls.
     own
         What ksentinel itself does, which no policy may deny.
+    also
+        Hooks where guards have to stand although no rule asks for them: verdicts on processes are carried out there.
 
     Raises
     ------
@@ -73,7 +76,7 @@ def compile_policy(
         If *settings* name what there isn't, if anything is more than the kernel's side has room for, or if the policy would
         deny everybody something ordinary, or PID 1 or ksentinel what they live on.
     """
-    builder = _Builder(settings, resolve, arch, _named(rules))
+    builder = _Builder(settings, resolve, arch, _named(rules), hooks=set(also))
     for derived in rules:
         response = derived.rule.response
         if response is not None and response.inline:
@@ -95,7 +98,6 @@ class _Builder:
     ways: list[Way] = field(default_factory=list)
     sets: dict[NameSet, int] = field(default_factory=dict)
     asked: dict[Asked, int] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
     places: dict[tuple[str, tuple[str, ...]], int] = field(default_factory=dict)
     executables: dict[tuple[str, ...], int] = field(default_factory=dict)
     where: dict[str, Place | None] = field(default_factory=dict)
@@ -171,7 +173,6 @@ class _Builder:
             hooks=hooks,
             sets=tuple(self.sets),
             asked=tuple(self.asked),
-            named_calls=tuple(self.calls),
             places_of=self._places_of(),
             where=self.where,
             places_missing=tuple(self.missing),
@@ -254,7 +255,10 @@ class _Builder:
     def _calls(self, guard: Guard) -> int:
         bits = 0
         for call in guard.calls:
-            bits |= 1 << self._bit(self.calls, call, "system calls", MOST_CALLS)
+            if call not in NUMBERED_CALLS:
+                rule = self.rules[-1]
+                raise RuleError(f"{rule.title}: no guard tells {call} from other system calls", rule.at)
+            bits |= 1 << NUMBERED_CALLS.index(call)
             bits |= IO_URING if call in OF_IO_URING else 0
         return bits
 
@@ -315,7 +319,7 @@ class _Builder:
 def _canary(hook: Hook) -> Way:
     need = [0] * guard_abi.WORDS
     need[Word.TRAITS] = int(Trait.CANARY)
-    return Way(hook, CANARY_RULE, tuple(need), (0,) * guard_abi.WORDS, mode=Mode.ENFORCE)
+    return Way(hook, CANARY_RULE, tuple(need), (0,) * guard_abi.WORDS)
 
 
 def _called(rule: Rule) -> set[str]:

@@ -80,8 +80,9 @@ def decide(
         if speaks(compiled, rule, operation)
     ]
     if operation.canary and operation.hook in compiled.hooks:
-        spoken.insert(0, Spoken(CANARY_RULE, Action.DENY, Mode.ENFORCE))
-    return strictest(spoken, operation.cgroup, host=host, spared=spared, released=released)
+        spoken.insert(0, Spoken(CANARY_RULE, Action.DENY, None))
+    cgroup = None if operation.canary else operation.cgroup
+    return strictest(spoken, cgroup, host=host, spared=spared, released=released)
 
 
 def strictest(
@@ -92,14 +93,19 @@ def strictest(
     spared: bool,
     released: bool,
 ) -> Decision | None:
-    """Return what all that speak come to: by mode, then by action, then the first; None if that mode is off."""
-    found: tuple[Mode, Spoken] | None = None
+    """
+    Return what all that speak come to: by mode, then by action, then the first; None if all modes are off.
+
+    What only notes comes last, whatever its mode is: it must not hide what would be denied.
+    """
+    loudest, found = 0, None
     for one in spoken:
         named = [mode for mode in (one.mode, cgroup) if mode is not None]
         mode = max(named, key=lambda mode: mode.rank, default=host)
-        if found is None or (mode.rank, one.action) > (found[0].rank, found[1].action):
-            found = mode, one
-    if found is None or found[0] is Mode.OFF:
+        rank = 0 if mode is Mode.OFF else 1 if one.action is Action.LOG else mode.rank << 2 | one.action
+        if rank > loudest:
+            loudest, found = rank, (mode, one)
+    if found is None:
         return None
     mode, one = found
     if one.action is Action.LOG:

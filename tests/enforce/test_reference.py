@@ -130,14 +130,15 @@ DENY, KILL, LOG = Action.DENY, Action.KILL, Action.LOG
         ([(LOG, None)], None, ENFORCE, Outcome.LOGGED, 0),
         ([(LOG, None)], None, PERMISSIVE, Outcome.LOGGED, 0),
         ([(LOG, None), (DENY, None)], None, ENFORCE, Outcome.DENIED, 1),
-        ([(LOG, ENFORCE), (KILL, PERMISSIVE)], None, OFF, Outcome.LOGGED, 0),
+        ([(LOG, ENFORCE), (KILL, PERMISSIVE)], None, OFF, Outcome.WOULD_DENY, 1),
+        ([(LOG, PERMISSIVE), (KILL, OFF)], None, OFF, Outcome.LOGGED, 0),
         ([(DENY, None), (KILL, None)], None, ENFORCE, Outcome.DENIED, 1),
         ([(KILL, None), (KILL, None)], None, ENFORCE, Outcome.DENIED, 0),
         ([(DENY, OFF), (DENY, None)], None, PERMISSIVE, Outcome.WOULD_DENY, 1),
     ],
 )
 def test_strictest(spoken, cgroup, host, outcome, rule):
-    """Mode goes before action, and action before order; a mode that is named goes before the host's."""
+    """Mode goes before action, and action before order; what only notes comes last; a mode that is named goes before the host's."""
     ones = [Spoken(index, action, mode) for index, (action, mode) in enumerate(spoken)]
     found = strictest(ones, cgroup, host=host, spared=False, released=False)
 
@@ -168,13 +169,17 @@ SH = derived([Guard("bpf", ("bpf",), ((Literal(Names("program", ("/usr/bin/sh",)
 
 @pytest.mark.parametrize(("hook", "rule"), [(Hook.BPF, CANARY_RULE), (Hook.FILE_OPEN, None)])
 def test_canary(hook, rule):
-    """The canary is denied at every hook that a guard stands at, whatever the mode, and although ksentinel is spared."""
+    """The canary is denied at every hook that a guard stands at, as the host's mode says, and although ksentinel is spared."""
     policy = compiled([SH])
-    operation = Operation(hook, "bpf", canary=True)
-    found = [one.decide(operation, host=OFF, spared=True) for one in (Twin(policy),)]
-    found.append(decide(policy, operation, host=OFF, spared=True))
+    operation = Operation(hook, "bpf", canary=True, cgroup=OFF)
 
-    assert [one and (one.rule, one.outcome) for one in found] == [rule and (rule, Outcome.DENIED)] * 2
+    for host, outcome in ((ENFORCE, Outcome.DENIED), (PERMISSIVE, Outcome.WOULD_DENY), (OFF, None)):
+        found = [
+            Twin(policy).decide(operation, host=host, spared=True),
+            decide(policy, operation, host=host, spared=True),
+        ]
+        told = (rule, outcome) if rule and outcome else None
+        assert [one and (one.rule, one.outcome) for one in found] == [told] * 2
 
 
 ENTRIES = """\
