@@ -49,44 +49,6 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
                         __asm__ volatile("r0 = -1\nexit\n" ::: "r0", "memory"); \
         } while (0)
 
-struct {
-        __uint(type, BPF_MAP_TYPE_ARRAY);
-        __uint(max_entries, KS_TOKENS);
-        __type(key, __u32);
-        __type(value, __u64);
-} calls SEC(".maps");
-
-struct {
-        __uint(type, BPF_MAP_TYPE_LPM_TRIE);
-        __uint(max_entries, 65536);
-        __uint(map_flags, BPF_F_NO_PREALLOC);
-        __type(key, struct ks_network);
-        __type(value, __u64);
-} networks SEC(".maps");
-
-struct {
-        __uint(type, BPF_MAP_TYPE_HASH);
-        __uint(max_entries, 1024);
-        __uint(map_flags, BPF_F_NO_PREALLOC);
-        __type(key, __u64);
-        __type(value, __u32);
-} cgroup_modes SEC(".maps");
-
-struct {
-        __uint(type, BPF_MAP_TYPE_HASH);
-        __uint(max_entries, 4096);
-        __uint(map_flags, BPF_F_NO_PREALLOC);
-        __type(key, struct ks_spared);
-        __type(value, __u32);
-} spared SEC(".maps");
-
-struct {
-        __uint(type, BPF_MAP_TYPE_ARRAY);
-        __uint(max_entries, KS_TOKENS);
-        __type(key, __u32);
-        __type(value, struct ks_flags_at);
-} flag_arguments SEC(".maps");
-
 enum {
         CALL_OTHER = 62,
         CALL_IO_URING = 63,

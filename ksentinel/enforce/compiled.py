@@ -287,9 +287,7 @@ class Compiled:
 
 def numbered_calls(arch: str) -> dict[int, int]:
     """Return the bits of each token that isn't just any other call."""
-    found = {
-        token: 1 << bit for bit, name in enumerate(NUMBERED_CALLS) for token in tokens_of(name, arch)
-    }
+    found = {token: 1 << bit for bit, name in enumerate(NUMBERED_CALLS) for token in tokens_of(name, arch)}
     return found | dict.fromkeys(tokens_of("io_uring_enter", arch), IO_URING)
 
 

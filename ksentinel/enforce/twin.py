@@ -57,7 +57,11 @@ class Twin:
     ) -> Decision | None:
         """Return what becomes of an operation, as `reference.decide` does."""
         return strictest(
-            self.spoken(operation), None if operation.canary else operation.cgroup, host=host, spared=spared, released=released
+            self.spoken(operation),
+            None if operation.canary else operation.cgroup,
+            host=host,
+            spared=spared,
+            released=released,
         )
 
     def spoken(self, operation: Operation) -> list[Spoken]:

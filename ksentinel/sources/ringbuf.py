@@ -20,6 +20,7 @@ from typing import Protocol, Self
 
 from ksentinel import syscalls
 from ksentinel.bpf import abi
+from ksentinel.bpf.guard_abi import GuardCounters
 from ksentinel.bpf.libbpf import ANY, NOEXIST, Object, kernel_has, run_iterator, wait_for_programs
 from ksentinel.bpf.pathhash import name_hash, program_hash
 from ksentinel.bpf.ring import Ring
@@ -359,6 +360,11 @@ class Collector:
     ) -> None:
         self._stack.close()
 
+    @property
+    def object(self) -> Object:
+        """What is loaded: guards stand beside it, and share its maps."""
+        return self._object
+
     def use(self, table: Table) -> None:
         """
         Let the kernel score with *table* from now on, in place of an earlier one, if there was one.
@@ -444,7 +450,9 @@ class Collector:
     def lost(self) -> int:
         """Return how many records were dropped."""
         now = self.counters()
-        return now["windows_dropped"] + now["calls_dropped"] + now["lifecycle_dropped"]
+        guards = self._object.map("guard_counters").lookup_percpu(0, GuardCounters)
+        dropped = sum(int(one.records_dropped) for one in guards)
+        return now["windows_dropped"] + now["calls_dropped"] + now["lifecycle_dropped"] + dropped
 
     def account(self) -> Account:
         """
@@ -460,6 +468,8 @@ class Collector:
             for program in range(_ACCOUNTS):
                 for cpu, one in enumerate(self._object.map("counters").lookup_percpu(program, abi.Counters)):
                     missing += self._sequences.behind(program, cpu, one.records)
+            for cpu, guards in enumerate(self._object.map("guard_counters").lookup_percpu(0, GuardCounters)):
+                missing += self._sequences.behind(_ACCOUNTS, cpu, guards.sequence)
         return {
             **self.counters(),
             "missed_runs": missed,
@@ -545,6 +555,7 @@ SEEN_PARTS = ("scored", "unscored", "own", "excluded", "no_storage", "contended"
 
 NO_CLASS = 255
 _ACCOUNTS = 5
+"""The collector's programs, by their numbers; guards are all one, behind them."""
 _PLACES = {
     "closed": ("full", "exit", "exec", "idle", "stop"),
     "choices": ("ungated", "flagged", "sampled", "gated"),
