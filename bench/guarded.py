@@ -36,7 +36,7 @@ from ksentinel.rules.fields import sources
 from ksentinel.rules.sigma import compile_rule
 from ksentinel.shipped import shipped
 
-WORK = Path("/tmp/guarded")
+WORK = Path("/tmp/guarded")  # noqa: S108 - the machine is ours alone
 FILE = WORK / "some/folder/file"
 PROGRAM = WORK / "some/folder/tiny"
 MANY = 10_000
@@ -138,7 +138,8 @@ def sides() -> Iterator[Side]:
     yield Side("10 entries, 2 rules of 10,000 names", entries(), rules(MANY))
     yield Side("10 entries, 10,000 files", entries(entry("files", Does.READ, Does.EXEC, same=files)))
     several = [
-        entry(f"files {begin}", Does.READ, Does.EXEC, same=files[begin : begin + 250]) for begin in range(0, MANY, 250)
+        entry(f"files {begin}", Does.READ, Does.EXEC, same=files[begin : begin + 250])
+        for begin in range(0, MANY, 250)
     ]
     yield Side("10 entries, 40 of 250 files", entries(*several))
     yield Side("10 entries, 10,000 networks", entries(entry("networks", Does.CONNECT, networks=networks)))

@@ -14,11 +14,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import counted
 import page
 from children import BenchError
 from tools import Tools
@@ -33,26 +34,6 @@ from ksentinel.errors import KsentinelError  # noqa: E402
 
 SECONDS = 900.0
 """So long the machine may live."""
-
-Counts = dict[str, dict[str, int]]
-"""Instructions by side and operation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What one side may cost, times what another one does."""
-
-    side: str
-    of: str
-    most: float
-
-
-TARGETS = (
-    Target("10 entries", "collector, empty programs", 1.1),
-    Target("10 entries, 10,000 files", "10 entries", 1.1),
-    Target("10 entries, 2 rules of 10,000 names", "10 entries, 2 rules of 10 names", 1.1),
-    Target("permissive, spoken", "enforced, spoken", 1.2),
-)
 
 
 def measure(series: str, build: Path) -> list[dict[str, Any]]:
@@ -90,39 +71,20 @@ def tell(said: dict[str, Any], seconds: float) -> None:
         print(said["failed"], file=sys.stderr)
 
 
-def counted(said: Iterable[dict[str, Any]]) -> Counts:
-    """Return the smallest count of each side and operation: what comes on top is interrupts."""
-    found: Counts = {}
-    for one in said:
-        if "counts" in one:
-            found.setdefault(one["side"], {})[one["operation"]] = min(one["counts"])
-    return found
-
-
-def lines(counts: Counts) -> list[str]:
-    """Return the table."""
-    operations = list(next(iter(counts.values())))
-    empty = counts["collector, empty programs"]
-    head = f"{'side':38}" + "".join(f"{one:>24}" for one in operations)
-    told = [head, f"{'':38}" + "".join(f"{'count   added   ratio':>24}" for _ in operations)]
-    for side, found in counts.items():
-        cells = [
-            f"{found[one]:>9,} {found[one] - empty[one]:>+7,} {found[one] / empty[one]:6.2f}" for one in operations
-        ]
-        told.append(f"{side:38}" + "".join(f"{cell:>24}" for cell in cells))
-    told += ["", f"{'target':38}" + "".join(f"{one:>9}" for one in operations)]
-    for target in TARGETS:
-        ratios = [counts[target.side][one] / counts[target.of][one] for one in operations]
-        cells = "".join(f"{one:8.2f}{' ' if one <= target.most else '!'}" for one in ratios)
-        told.append(f"{target.side} / {target.of} <= {target.most}")
-        told.append(f"{'':38}{cells}")
-    return told
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return what the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernel", default="6.1", metavar="SERIES", help="Debian's, 6.1 or 6.12 (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kernel", default="6.1", metavar="SERIES", help="Debian's, 6.1 or 6.12 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        metavar="FOLDER",
+        help="put the counts into overhead.json there, and make its page again",
+    )
     parser.add_argument("--json", action="store_true", help="print all that was counted")
     return parser.parse_args(arguments)
 
@@ -136,8 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BenchError, KsentinelError) as error:
         print(f"guards: {error}", file=sys.stderr)
         return 1
-    counts = counted(said)
-    print(json.dumps(said) if given.json else "\n".join(lines(counts)))
+    counts = counted.counted(said)
+    if given.docs:
+        result = json.loads((given.docs / "overhead.json").read_text(encoding="utf-8"))
+        found = {"measured": datetime.now(UTC).date().isoformat(), "counts": counts}
+        result["guards"] = {**result.get("guards", {}), said[0]["release"]: found}
+        page.write(result, given.docs)
+    print(json.dumps(said) if given.json else "\n".join(counted.lines(counts)))
     return 0
 
 
