@@ -74,7 +74,16 @@ static __always_inline struct thread *thread_now(struct task_struct *task)
 
 static __always_inline __u64 started(struct task_struct *task)
 {
-        return BPF_CORE_READ(task, group_leader, start_boottime) / START_STEP * START_STEP;
+        return task->group_leader->start_boottime / START_STEP * START_STEP;
+}
+
+/* The file that a process executes; NULL if it is one of the kernel's own threads. */
+static __always_inline struct inode *executable(struct task_struct *task)
+{
+        struct mm_struct *mm = task->mm;
+        struct file *exe = mm ? mm->exe_file : 0;
+
+        return exe ? exe->f_inode : 0;
 }
 
 static __noinline int tell_call(struct desk *desk, struct task_struct *task)
@@ -92,9 +101,9 @@ static __noinline int tell_call(struct desk *desk, struct task_struct *task)
         } else {
                 regs = (struct pt_regs *)bpf_task_pt_regs(task);
 #if defined(__TARGET_ARCH_x86)
-                number = BPF_CORE_READ(regs, orig_ax);
+                number = regs->orig_ax;
 #else
-                number = BPF_CORE_READ(regs, syscallno);
+                number = regs->syscallno;
 #endif
                 token = token_by_abi(number, is_compat(task) ? KS_TOKEN_COMPAT : 0);
                 desk->denial.token = token;
@@ -184,6 +193,7 @@ struct trying {
         const struct ks_policy *policy;
         __u32 first;
         __u32 end;
+        __u32 words;
 };
 
 static long try_number(__u32 index, struct trying *t)
@@ -214,12 +224,19 @@ static long try_number(__u32 index, struct trying *t)
 static __always_inline void tell_numbers(struct desk *desk, const struct ks_policy *policy, const struct ks_hook_policy *at)
 {
         struct trying t = {.desk = desk, .policy = policy, .first = at->first_test, .end = at->first_test + at->tests};
-        __u64 *found;
 
         if (at->tests)
                 bpf_loop(KS_NUMBER_TESTS, try_number, &t, 0);
-        if (!policy->networked || !desk->denial.addressed)
-                return;
+        desk->unasked = desk->denial.addressed ? policy->networked : 0;
+}
+
+static __noinline int tell_networks(struct desk *desk, const struct ks_policy *policy)
+{
+        __u64 *found;
+
+        if (!desk || !policy)
+                return 0;
+        desk->unasked = 0;
         desk->network.bits = 8 * (sizeof(__u32) + sizeof(desk->network.address));
         desk->network.epoch = policy->epoch;
         __builtin_memcpy(desk->network.address, desk->denial.address, sizeof(desk->network.address));
@@ -227,17 +244,19 @@ static __always_inline void tell_numbers(struct desk *desk, const struct ks_poli
         found = bpf_map_lookup_elem(&networks, &desk->network);
         if (found)
                 desk->holds[KS_WORD_NUMBERS] |= *found;
+        return 0;
 }
 
-static __noinline int tell_process(struct desk *desk, const struct ks_policy *policy, struct task_struct *task)
+/* What words of the process any way here asks for. */
+static __noinline int tell_process(struct desk *desk, const struct ks_policy *policy, struct task_struct *task, __u32 words)
 {
-        struct ks_process *process;
-        struct inode *inode = 0;
-        struct file *exe;
+        struct ks_process *process = 0;
+        struct inode *inode;
 
         if (!desk || !policy)
                 return 0;
-        process = bpf_task_storage_get(&processes, task->group_leader, 0, 0);
+        if (words & PROCESS_BITS & ~(1 << KS_WORD_WHO))
+                process = bpf_task_storage_get(&processes, task->group_leader, 0, 0);
         if (process && process->named.epoch == policy->epoch) {
                 desk->known[KS_WORD_PROGRAM] = sets_known(policy, process->named.known[0]);
                 desk->known[KS_WORD_PARENT] = sets_known(policy, process->named.known[1]);
@@ -253,17 +272,15 @@ static __noinline int tell_process(struct desk *desk, const struct ks_policy *po
                         desk->known[KS_WORD_SERVICE] = desk->holds[KS_WORD_SERVICE] = 0;
                 }
         }
-        exe = BPF_CORE_READ(task, mm, exe_file);
-        if (exe)
-                inode = BPF_CORE_READ(exe, f_inode);
+        inode = words & 1 << KS_WORD_WHO ? executable(task) : 0;
         if (inode) {
                 struct ks_place key = {.epoch = policy->epoch};
                 struct ks_places *found;
 
-                key.inode = BPF_CORE_READ(inode, i_ino);
-                key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+                key.inode = inode->i_ino;
+                key.device = inode->i_sb->s_dev;
                 desk->known[KS_WORD_WHO] = ~0ULL;
-                found = bpf_map_lookup_elem(&places, &key);
+                found = may_be_there(policy, &key) ? bpf_map_lookup_elem(&places, &key) : 0;
                 if (found)
                         desk->holds[KS_WORD_WHO] = found->who;
         }
@@ -362,7 +379,7 @@ static __noinline int tell_paths(struct desk *desk, const struct ks_policy *poli
         for (__u32 i = 0; i < FILES; i++) {
                 if (i >= desk->files)
                         break;
-                tell_file(desk, desk->mnt[i], desk->dentry[i], what | policy->kinds << KINDS_SHIFT, policy->epoch);
+                tell_file(desk, policy, desk->mnt[i], desk->dentry[i], what);
                 deep |= desk->told.too_deep;
                 desk->holds[KS_WORD_PLACES] |= desk->told.is;
                 path_word(desk, policy, KS_WORD_TARGET);
@@ -443,6 +460,16 @@ static __always_inline __u32 mode_of(struct desk *desk, __u32 named)
         return named ? named : desk->mode;
 }
 
+/* The same of numbers, of which it is networks alone that may not have been asked yet. */
+static __always_inline __u64 weigh_numbers(struct desk *desk, const struct ks_way *way)
+{
+        __u64 need = way->need[KS_WORD_NUMBERS], forbid = way->forbid[KS_WORD_NUMBERS];
+        __u64 holds = desk->holds[KS_WORD_NUMBERS], known = desk->known[KS_WORD_NUMBERS];
+
+        desk->against |= ((need & ~holds) | (forbid & (holds | ~known))) & ~desk->unasked;
+        return (need | forbid) & desk->unasked;
+}
+
 /* What of a word speaks against a way; returns what of it has still to be found out. Without branches, and sums in memory: the
  * verifier would follow each word apart. */
 static __always_inline __u64 weigh(struct desk *desk, const struct ks_way *way, __u32 word)
@@ -471,16 +498,19 @@ static long try_way(__u32 index, struct trying *t)
         desk->against = 0;
         /* What is known at once goes first: it settles most ways. */
         weigh(desk, way, KS_WORD_TRAITS);
-        weigh(desk, way, KS_WORD_NUMBERS);
+        desk->of_numbers = weigh_numbers(desk, way);
+        desk->of_places = weigh(desk, way, KS_WORD_PLACES);
         if (desk->against)
                 return 0;
-        desk->of_process = weigh(desk, way, KS_WORD_PROGRAM) | weigh(desk, way, KS_WORD_PARENT) |
-                           weigh(desk, way, KS_WORD_SERVICE) | weigh(desk, way, KS_WORD_ANCESTORS) |
-                           weigh(desk, way, KS_WORD_WHO);
-        desk->of_names = weigh(desk, way, KS_WORD_IMAGE) | weigh(desk, way, KS_WORD_EXECUTED) |
-                         weigh(desk, way, KS_WORD_ASKED) | weigh(desk, way, KS_WORD_TARGET) |
-                         weigh(desk, way, KS_WORD_PATH);
-        desk->of_places = weigh(desk, way, KS_WORD_PLACES);
+        desk->of_process = desk->of_names = 0;
+        if (t->words & PROCESS_BITS)
+                desk->of_process = weigh(desk, way, KS_WORD_PROGRAM) | weigh(desk, way, KS_WORD_PARENT) |
+                                   weigh(desk, way, KS_WORD_SERVICE) | weigh(desk, way, KS_WORD_ANCESTORS) |
+                                   weigh(desk, way, KS_WORD_WHO);
+        if (t->words & NAME_BITS)
+                desk->of_names = weigh(desk, way, KS_WORD_IMAGE) | weigh(desk, way, KS_WORD_EXECUTED) |
+                                 weigh(desk, way, KS_WORD_ASKED) | weigh(desk, way, KS_WORD_TARGET) |
+                                 weigh(desk, way, KS_WORD_PATH);
         if (desk->against)
                 return 0;
         if (way->flags & KS_WAY_ANOMALOUS) {
@@ -492,7 +522,8 @@ static long try_way(__u32 index, struct trying *t)
                         return 0;
                 }
         }
-        if (desk->of_process | desk->of_names | desk->of_places) {
+        if (desk->of_numbers | desk->of_process | desk->of_names | desk->of_places) {
+                desk->wanted_numbers |= desk->of_numbers;
                 desk->wanted_process |= desk->of_process;
                 desk->wanted_names |= desk->of_names;
                 desk->wanted_places |= desk->of_places;
@@ -508,15 +539,17 @@ static long try_way(__u32 index, struct trying *t)
         return 0;
 }
 
-static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *policy, __u32 first, __u32 count)
+static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *policy, __u32 first, __u32 count, __u32 words)
 {
-        struct trying t = {.desk = desk, .policy = policy, .first = first, .end = first + count};
+        struct trying t = {.desk = desk, .policy = policy, .first = first, .end = first + count, .words = words};
 
         if (!desk || !policy)
                 return 0;
         desk->wanted = 0;
-        desk->wanted_process = desk->wanted_names = desk->wanted_places = 0;
+        desk->wanted_numbers = desk->wanted_process = desk->wanted_names = desk->wanted_places = 0;
         bpf_loop(count, try_way, &t, 0);
+        if (desk->wanted_numbers)
+                desk->wanted |= 1 << KS_WORD_NUMBERS;
         if (desk->wanted_process)
                 desk->wanted |= PROCESS_BITS;
         if (desk->wanted_names)
@@ -531,14 +564,12 @@ static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *poli
 static __always_inline __u32 *spared_executable(struct task_struct *task)
 {
         struct ks_spared key = {.kind = KS_SPARED_EXECUTABLE};
-        struct file *exe = BPF_CORE_READ(task, mm, exe_file);
-        struct inode *inode;
+        struct inode *inode = executable(task);
 
-        if (!exe)
+        if (!inode)
                 return 0;
-        inode = BPF_CORE_READ(exe, f_inode);
-        key.a = BPF_CORE_READ(inode, i_sb, s_dev);
-        key.b = BPF_CORE_READ(inode, i_ino);
+        key.a = inode->i_sb->s_dev;
+        key.b = inode->i_ino;
         return bpf_map_lookup_elem(&spared, &key);
 }
 
@@ -599,7 +630,7 @@ static __noinline int say(struct desk *desk, const struct ks_policy *policy, str
 
                 if (i >= desk->files)
                         break;
-                begin = tell_file(desk, desk->mnt[i], desk->dentry[i], TELL_TEXT, 0);
+                begin = tell_file(desk, policy, desk->mnt[i], desk->dentry[i], TELL_TEXT);
                 if (desk->told.too_deep)
                         desk->denial.flags |= KS_DENIAL_CUT;
                 begin = begin > KS_TEXT ? KS_TEXT : begin;
@@ -754,7 +785,7 @@ static __always_inline struct desk *begin_guard(__u32 hook, struct task_struct *
 static __noinline int decide(struct desk *desk, const struct ks_policy *policy, struct task_struct *task,
                              enum quarantine quarantine)
 {
-        __u32 hook, wanted, first, count, refused = 0;
+        __u32 hook, wanted, first, count, words, refused = 0;
 
         if (!desk || !policy)
                 return 0;
@@ -768,22 +799,27 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
         }
         first = policy->hooks[hook].first;
         count = policy->hooks[hook].count;
+        words = policy->hooks[hook].words;
         if (!desk->sentenced && count) {
                 COUNT(evaluated);
                 tell_numbers(desk, policy, &policy->hooks[hook]);
                 /* From what costs little to what costs more, as long as some way may still speak. A path comes last. */
-                wanted = try_ways(desk, policy, first, count);
+                wanted = try_ways(desk, policy, first, count, words);
                 if (wanted & SCORES) {
                         tell_scores(desk, task);
-                        wanted = try_ways(desk, policy, first, count);
+                        wanted = try_ways(desk, policy, first, count, words);
+                }
+                if (wanted & 1 << KS_WORD_NUMBERS) {
+                        tell_networks(desk, policy);
+                        wanted = try_ways(desk, policy, first, count, words);
                 }
                 if (wanted & PROCESS_BITS && desk->untold & 1 << KS_WORD_PROGRAM) {
-                        tell_process(desk, policy, task);
-                        wanted = try_ways(desk, policy, first, count);
+                        tell_process(desk, policy, task, words);
+                        wanted = try_ways(desk, policy, first, count, words);
                 }
                 if (wanted) {
                         tell_paths(desk, policy, task, wanted);
-                        try_ways(desk, policy, first, count);
+                        try_ways(desk, policy, first, count, words);
                 }
         }
         if (desk->sentenced || desk->best_rank)

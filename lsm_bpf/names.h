@@ -24,6 +24,8 @@ struct told {
 struct ascent {
         __u64 mnt;
         __u64 dentry;
+        __u64 root;          /* of this mount */
+        __u32 device;        /* of all that is mounted here */
         __u32 at;            /* where the text begins */
         __u32 epoch;
         __u32 steps;
@@ -31,7 +33,6 @@ struct ascent {
         __u32 with_places;
         __u32 done;
         __u32 adrift;
-        __u32 unused;
 };
 
 /* A path, read from its end. */
@@ -58,11 +59,14 @@ struct desk {
         __u64 known[KS_WORDS];
         __u32 untold;        /* bits: words that nobody has looked for yet */
         __u32 wanted;        /* bits: such words that ways which may still speak ask for */
+        __u64 unasked;       /* of numbers: what networks decide, while nobody has asked them */
         __u64 against;       /* what speaks against the way being tried */
-        __u64 of_process;    /* ... and what of it has still to be found out */
+        __u64 of_numbers;    /* ... and what of it has still to be found out */
+        __u64 of_process;
         __u64 of_names;
         __u64 of_places;
-        __u64 wanted_process; /* the same of all ways that may still speak */
+        __u64 wanted_numbers; /* the same of all ways that may still speak */
+        __u64 wanted_process;
         __u64 wanted_names;
         __u64 wanted_places;
         __u32 untellable;    /* bits: words that can't be told, and the policy is closed */
@@ -262,7 +266,26 @@ static __always_inline __u64 sets_known(const struct ks_policy *policy, __u32 kn
 /* What changes from step to step stands in the desk: the verifier doesn't follow values there, and so is soon through. */
 struct working {
         struct desk *desk;
+        const struct ks_policy *policy;
 };
+
+static __always_inline void enter_mount(struct ascent *a, struct mount *mnt)
+{
+        a->mnt = (__u64)mnt;
+        a->root = (__u64)BPF_CORE_READ(mnt, mnt.mnt_root);
+        a->device = BPF_CORE_READ(mnt, mnt.mnt_sb, s_dev);
+}
+
+/* Whether the places may have this one: nearly all that are asked for they don't, and a look at one bit is a tenth of a look-up. */
+static __always_inline int may_be_there(const struct ks_policy *policy, const struct ks_place *place)
+{
+        __u64 bit = (place->inode ^ (__u64)place->device << 32) * KS_SIEVE_FACTOR >> KS_SIEVE_SHIFT;
+        __u32 at = bit >> 6;
+
+        __asm__ volatile("" : "+r"(at)); /* the mask has to stay: 6.1 follows no shifts */
+        at &= KS_SIEVE - 1;
+        return policy->sieve[at] >> (bit & 63) & 1;
+}
 
 static long ascend(__u32 index __attribute__((unused)), struct working *w)
 {
@@ -279,8 +302,8 @@ static long ascend(__u32 index __attribute__((unused)), struct working *w)
                         struct ks_places *found;
 
                         key.inode = BPF_CORE_READ(inode, i_ino);
-                        key.device = BPF_CORE_READ(inode, i_sb, s_dev);
-                        found = bpf_map_lookup_elem(&places, &key);
+                        key.device = a->device;
+                        found = may_be_there(w->policy, &key) ? bpf_map_lookup_elem(&places, &key) : 0;
                         if (found) {
                                 desk->told.is |= found->under;
                                 if (!a->steps) {
@@ -291,7 +314,7 @@ static long ascend(__u32 index __attribute__((unused)), struct working *w)
                 }
         }
         a->steps++;
-        if (dentry == BPF_CORE_READ(mnt, mnt.mnt_root)) {
+        if ((__u64)dentry == a->root) {
                 struct mount *up = BPF_CORE_READ(mnt, mnt_parent);
 
                 if (up == mnt || !up) {
@@ -300,7 +323,7 @@ static long ascend(__u32 index __attribute__((unused)), struct working *w)
                         return 1;
                 }
                 a->dentry = (__u64)BPF_CORE_READ(mnt, mnt_mountpoint);
-                a->mnt = (__u64)up;
+                enter_mount(a, up);
                 return 0;
         }
         parent = BPF_CORE_READ(dentry, d_parent);
@@ -405,7 +428,7 @@ static __always_inline void find_beginning(struct desk *desk, __u32 begin, __u32
 static __noinline int read_path(struct desk *desk, __u32 begin, __u32 epoch, __u32 kinds)
 {
         struct ks_config *cfg = bpf_map_lookup_elem(&config, &zero);
-        struct working w = {desk};
+        struct working w = {.desk = desk};
         struct spelling *r;
 
         if (!cfg || !desk || begin >= KS_TEXT)
@@ -433,26 +456,24 @@ enum telling {
         TELL_TEXT = 1,       /* leave the path in the text */
         TELL_SETS = 2,       /* ... and find the sets of names that it is in */
         TELL_PLACES = 4,
-        KINDS_SHIFT = 8,
 };
 
-/* What is to be said of a file: into desk->told. Returns where its text begins. With what, enum telling, come the kinds of names
- * that are in use. */
-static __noinline __u32 tell_file(struct desk *desk, __u64 vfsmnt, __u64 dentry, __u32 what, __u32 epoch)
+/* What is to be said of a file, enum telling: into desk->told. Returns where its text begins. */
+static __noinline __u32 tell_file(struct desk *desk, const struct ks_policy *policy, __u64 vfsmnt, __u64 dentry, __u32 what)
 {
-        struct working w = {desk};
+        struct working w = {.desk = desk, .policy = policy};
         struct ascent *a;
         struct inode *inode;
 
-        if (!desk)
+        if (!desk || !policy)
                 return KS_TEXT;
         desk->told.sets = desk->told.is = desk->told.who = 0;
         desk->told.known = desk->told.too_deep = 0;
         a = &desk->ascent;
-        a->mnt = vfsmnt - bpf_core_field_offset(struct mount, mnt);
+        enter_mount(a, (void *)vfsmnt - bpf_core_field_offset(struct mount, mnt));
         a->dentry = dentry;
         a->at = KS_TEXT;
-        a->epoch = epoch;
+        a->epoch = policy->epoch;
         a->steps = a->done = a->adrift = 0;
         a->with_text = what & (TELL_TEXT | TELL_SETS);
         a->with_places = what & TELL_PLACES;
@@ -467,7 +488,7 @@ static __noinline __u32 tell_file(struct desk *desk, __u64 vfsmnt, __u64 dentry,
         }
         inode = BPF_CORE_READ((struct dentry *)dentry, d_inode);
         if (what & TELL_SETS && a->done && !a->adrift && !(inode && !BPF_CORE_READ(inode, i_nlink)))
-                read_path(desk, a->at, epoch, what >> KINDS_SHIFT);
+                read_path(desk, a->at, policy->epoch, policy->kinds);
         return a->at;
 }
 
@@ -492,8 +513,7 @@ static __noinline __attribute__((unused)) int name_program(struct ks_process *pr
         desk = sit_down();
         if (!desk)
                 return 0;
-        tell_file(desk, (__u64)BPF_CORE_READ(exe, f_path.mnt), (__u64)BPF_CORE_READ(exe, f_path.dentry),
-                  TELL_SETS | policy->kinds << KINDS_SHIFT, policy->epoch);
+        tell_file(desk, policy, (__u64)BPF_CORE_READ(exe, f_path.mnt), (__u64)BPF_CORE_READ(exe, f_path.dentry), TELL_SETS);
         process->named.program = desk->told.sets;
         process->named.known[0] = desk->told.known;
         stand_up(desk);

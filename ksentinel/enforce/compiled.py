@@ -189,6 +189,9 @@ class Compiled:
                 image.tested |= 1 << bit
             else:
                 image.networked |= 1 << bit
+        for place in self.places_of:
+            bit = guard_abi.sieve_bit(place.inode, place.device)
+            image.sieve[bit // 64] |= 1 << bit % 64
         for index, way in enumerate(self.ways):
             _fill(image.ways[index], way)
         test_index = 0
