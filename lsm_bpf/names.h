@@ -70,6 +70,10 @@ struct desk {
         __u64 wanted_names;
         __u64 wanted_places;
         __u32 untellable;    /* bits: words that can't be told, and the policy is closed */
+        __u32 with_places;   /* some way here asks for places */
+        __u32 near;          /* there may be one between the file and its mount's root */
+        __u64 clear[FILES];  /* otherwise: how far up it is certain that there is none */
+        __u64 beyond;        /* that of the file being told */
         __u32 files;
         __u32 first_unseen;  /* of two files only the second has a path at this hook */
         __u64 mnt[FILES];
@@ -456,6 +460,7 @@ enum telling {
         TELL_TEXT = 1,       /* leave the path in the text */
         TELL_SETS = 2,       /* ... and find the sets of names that it is in */
         TELL_PLACES = 4,
+        TELL_BEYOND = 8,     /* without its text: no place lies below desk->beyond */
 };
 
 /* What is to be said of a file, enum telling: into desk->told. Returns where its text begins. */
@@ -472,9 +477,14 @@ static __noinline __u32 tell_file(struct desk *desk, const struct ks_policy *pol
         a = &desk->ascent;
         enter_mount(a, (void *)vfsmnt - bpf_core_field_offset(struct mount, mnt));
         a->dentry = dentry;
+        a->steps = 0;
+        if (what & TELL_BEYOND && !(what & (TELL_TEXT | TELL_SETS)) && desk->beyond) {
+                a->dentry = desk->beyond;
+                a->steps = 1;
+        }
         a->at = KS_TEXT;
         a->epoch = policy->epoch;
-        a->steps = a->done = a->adrift = 0;
+        a->done = a->adrift = 0;
         a->with_text = what & (TELL_TEXT | TELL_SETS);
         a->with_places = what & TELL_PLACES;
         bpf_loop(KS_DEPTH, ascend, &w, 0);
