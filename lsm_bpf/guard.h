@@ -537,10 +537,14 @@ static long try_way(__u32 index, struct trying *t)
         way = &t->policy->ways[at];
         if (!(way->calls & desk->call))
                 return 0;
-        desk->against = 0;
         /* What is known at once goes first: it settles most ways. */
-        weigh(desk, way, KS_WORD_TRAITS);
+        if ((way->need[KS_WORD_TRAITS] & ~desk->holds[KS_WORD_TRAITS]) |
+            (way->forbid[KS_WORD_TRAITS] & desk->holds[KS_WORD_TRAITS]))
+                return 0;
+        desk->against = 0;
         desk->of_numbers = weigh_numbers(desk, way);
+        if (desk->against)
+                return 0;
         desk->of_places = weigh(desk, way, KS_WORD_PLACES);
         if (desk->against)
                 return 0;
@@ -844,7 +848,11 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
         count = policy->hooks[hook].count;
         words = policy->hooks[hook].words;
         if (!desk->sentenced && count) {
+                __u32 ordinary = !(desk->holds[KS_WORD_TRAITS] & KS_TRAIT_CANARY);
+
                 COUNT(evaluated);
+                first += ordinary; /* the first one is the canary's */
+                count -= ordinary;
                 tell_numbers(desk, policy, &policy->hooks[hook]);
                 /* From what costs little to what costs more, as long as some way may still speak. A path comes last. */
                 wanted = try_ways(desk, policy, first, count, words);
