@@ -234,7 +234,6 @@ struct trying {
         const struct ks_policy *policy;
         __u32 first;
         __u32 end;
-        __u32 words;
 };
 
 static long try_number(__u32 index, struct trying *t)
@@ -542,18 +541,19 @@ static long try_way(__u32 index, struct trying *t)
             (way->forbid[KS_WORD_TRAITS] & desk->holds[KS_WORD_TRAITS]))
                 return 0;
         desk->against = 0;
-        desk->of_numbers = weigh_numbers(desk, way);
+        desk->of_numbers = desk->of_process = desk->of_names = desk->of_places = 0;
+        if (way->flags & KS_WAY_OF_NUMBERS)
+                desk->of_numbers = weigh_numbers(desk, way);
+        if (way->flags & KS_WAY_OF_PLACES)
+                desk->of_places = weigh(desk, way, KS_WORD_PLACES);
         if (desk->against)
                 return 0;
-        desk->of_places = weigh(desk, way, KS_WORD_PLACES);
-        if (desk->against)
-                return 0;
-        desk->of_process = desk->of_names = 0;
-        if (t->words & PROCESS_BITS)
+        if (way->flags & KS_WAY_OF_PROCESS)
                 desk->of_process = weigh(desk, way, KS_WORD_PROGRAM) | weigh(desk, way, KS_WORD_PARENT) |
-                                   weigh(desk, way, KS_WORD_SERVICE) | weigh(desk, way, KS_WORD_ANCESTORS) |
-                                   weigh(desk, way, KS_WORD_WHO);
-        if (t->words & NAME_BITS)
+                                   weigh(desk, way, KS_WORD_SERVICE) | weigh(desk, way, KS_WORD_ANCESTORS);
+        if (way->flags & KS_WAY_OF_WHO)
+                desk->of_process |= weigh(desk, way, KS_WORD_WHO);
+        if (way->flags & KS_WAY_OF_NAMES)
                 desk->of_names = weigh(desk, way, KS_WORD_IMAGE) | weigh(desk, way, KS_WORD_EXECUTED) |
                                  weigh(desk, way, KS_WORD_ASKED) | weigh(desk, way, KS_WORD_TARGET) |
                                  weigh(desk, way, KS_WORD_PATH);
@@ -585,9 +585,9 @@ static long try_way(__u32 index, struct trying *t)
         return 0;
 }
 
-static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *policy, __u32 first, __u32 count, __u32 words)
+static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *policy, __u32 first, __u32 count)
 {
-        struct trying t = {.desk = desk, .policy = policy, .first = first, .end = first + count, .words = words};
+        struct trying t = {.desk = desk, .policy = policy, .first = first, .end = first + count};
 
         if (!desk || !policy)
                 return 0;
@@ -855,24 +855,24 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
                 count -= ordinary;
                 tell_numbers(desk, policy, &policy->hooks[hook]);
                 /* From what costs little to what costs more, as long as some way may still speak. A path comes last. */
-                wanted = try_ways(desk, policy, first, count, words);
+                wanted = try_ways(desk, policy, first, count);
                 if (wanted & SCORES) {
                         tell_scores(desk, task);
-                        wanted = try_ways(desk, policy, first, count, words);
+                        wanted = try_ways(desk, policy, first, count);
                 }
                 if (wanted & 1 << KS_WORD_NUMBERS) {
                         tell_networks(desk, policy);
-                        wanted = try_ways(desk, policy, first, count, words);
+                        wanted = try_ways(desk, policy, first, count);
                 }
                 if (wanted & PROCESS_BITS && desk->untold & 1 << KS_WORD_PROGRAM) {
                         tell_process(desk, policy, task, words);
                         /* Places cost hardly more than to ask whether they are still wanted. */
                         if (!(wanted & 1 << KS_WORD_PLACES) || wanted & NAME_BITS)
-                                wanted = try_ways(desk, policy, first, count, words);
+                                wanted = try_ways(desk, policy, first, count);
                 }
                 if (wanted) {
                         tell_paths(desk, policy, task, wanted);
-                        try_ways(desk, policy, first, count, words);
+                        try_ways(desk, policy, first, count);
                 }
         }
         if (desk->sentenced || desk->best_rank)

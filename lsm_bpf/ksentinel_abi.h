@@ -493,7 +493,13 @@ enum ks_action {
 };
 
 enum ks_way_flag {
-        KS_WAY_ANOMALOUS = 1, /* and only if the score is over its threshold */
+        KS_WAY_ANOMALOUS = 1 << 0,  /* and only if the score is over its threshold */
+        /* It asks for a word of these: for others nobody looks. */
+        KS_WAY_OF_NUMBERS = 1 << 1,
+        KS_WAY_OF_PROCESS = 1 << 2, /* program, parent, service, ancestors */
+        KS_WAY_OF_WHO = 1 << 3,
+        KS_WAY_OF_NAMES = 1 << 4,   /* image, executed, asked, target, path */
+        KS_WAY_OF_PLACES = 1 << 5,
 };
 
 /* One way for a rule to speak at a hook: all bits of need hold, none of forbid does, as far as they are known. */

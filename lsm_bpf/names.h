@@ -25,6 +25,8 @@ struct ascent {
         __u64 mnt;
         __u64 dentry;
         __u64 root;          /* of this mount */
+        __u64 up;            /* the mount that it is on; where */
+        __u64 mountpoint;
         __u32 device;        /* of all that is mounted here */
         __u32 at;            /* where the text begins */
         __u32 epoch;
@@ -273,11 +275,51 @@ struct working {
         const struct ks_policy *policy;
 };
 
+/* Where a field lies behind another one. Both are constants to the verifier, and so is what follows from them. */
+#define BEHIND(type, first, field) (bpf_core_field_offset(type, field) - bpf_core_field_offset(type, first))
+
+/* Kernels have what is asked of a mount and of a name side by side: then one reading does. */
 static __always_inline void enter_mount(struct ascent *a, struct mount *mnt)
 {
+        __u64 found[4]; /* parent, mountpoint, root, super block */
+        struct super_block *block;
+
+        if (BEHIND(struct mount, mnt_parent, mnt_mountpoint) == 8 && BEHIND(struct mount, mnt_parent, mnt.mnt_root) == 16 &&
+            BEHIND(struct mount, mnt_parent, mnt.mnt_sb) == 24) {
+                bpf_probe_read_kernel(found, sizeof(found), (void *)mnt + bpf_core_field_offset(struct mount, mnt_parent));
+        } else {
+                found[0] = (__u64)BPF_CORE_READ(mnt, mnt_parent);
+                found[1] = (__u64)BPF_CORE_READ(mnt, mnt_mountpoint);
+                found[2] = (__u64)BPF_CORE_READ(mnt, mnt.mnt_root);
+                found[3] = (__u64)BPF_CORE_READ(mnt, mnt.mnt_sb);
+        }
         a->mnt = (__u64)mnt;
-        a->root = (__u64)BPF_CORE_READ(mnt, mnt.mnt_root);
-        a->device = BPF_CORE_READ(mnt, mnt.mnt_sb, s_dev);
+        a->up = found[0];
+        a->mountpoint = found[1];
+        a->root = found[2];
+        block = (void *)found[3];
+        a->device = BPF_CORE_READ(block, s_dev);
+}
+
+struct name_read {
+        __u64 parent;
+        __u32 hash;
+        __u32 len;
+        __u64 name;
+        __u64 inode;
+};
+
+static __always_inline void read_dentry(struct name_read *found, struct dentry *dentry)
+{
+        if (BEHIND(struct dentry, d_parent, d_name.len) == 12 && BEHIND(struct dentry, d_parent, d_name.name) == 16 &&
+            BEHIND(struct dentry, d_parent, d_inode) == 24) {
+                bpf_probe_read_kernel(found, sizeof(*found), (void *)dentry + bpf_core_field_offset(struct dentry, d_parent));
+        } else {
+                found->parent = (__u64)BPF_CORE_READ(dentry, d_parent);
+                found->len = BPF_CORE_READ(dentry, d_name.len);
+                found->name = (__u64)BPF_CORE_READ(dentry, d_name.name);
+                found->inode = (__u64)BPF_CORE_READ(dentry, d_inode);
+        }
 }
 
 /* Whether the places may have this one: nearly all that are asked for they don't, and a look at one bit is a tenth of a look-up. */
@@ -295,11 +337,13 @@ static long ascend(__u32 index __attribute__((unused)), struct working *w)
 {
         struct desk *desk = w->desk;
         struct ascent *a = &desk->ascent;
-        struct dentry *dentry = (void *)a->dentry, *parent;
+        struct dentry *dentry = (void *)a->dentry;
         struct mount *mnt = (void *)a->mnt;
+        struct name_read read = {};
 
+        read_dentry(&read, dentry);
         if (a->with_places) {
-                struct inode *inode = BPF_CORE_READ(dentry, d_inode);
+                struct inode *inode = (void *)read.inode;
 
                 if (inode) {
                         struct ks_place key = {.epoch = a->epoch};
@@ -319,34 +363,33 @@ static long ascend(__u32 index __attribute__((unused)), struct working *w)
         }
         a->steps++;
         if ((__u64)dentry == a->root) {
-                struct mount *up = BPF_CORE_READ(mnt, mnt_parent);
+                __u64 up = a->up;
 
-                if (up == mnt || !up) {
+                if (up == a->mnt || !up) {
                         a->done = 1;
                         a->adrift = no_namespace(BPF_CORE_READ(mnt, mnt_ns));
                         return 1;
                 }
-                a->dentry = (__u64)BPF_CORE_READ(mnt, mnt_mountpoint);
-                enter_mount(a, up);
+                a->dentry = a->mountpoint;
+                enter_mount(a, (void *)up);
                 return 0;
         }
-        parent = BPF_CORE_READ(dentry, d_parent);
-        if (dentry == parent) { /* no tree above: a memfd */
+        if ((__u64)dentry == read.parent) { /* no tree above: a memfd */
                 a->done = a->adrift = 1;
                 return 1;
         }
         if (a->with_text) {
-                __u32 len = BPF_CORE_READ(dentry, d_name.len) & (KS_NAME - 1), at = a->at;
+                __u32 len = read.len & (KS_NAME - 1), at = a->at;
 
                 if (at < len + 1)
                         return 1; /* longer than a path may be */
                 at -= len;
-                bpf_probe_read_kernel(&desk->text[at & (KS_TEXT - 1)], len, BPF_CORE_READ(dentry, d_name.name));
+                bpf_probe_read_kernel(&desk->text[at & (KS_TEXT - 1)], len, (void *)read.name);
                 at--;
                 desk->text[at & (KS_TEXT - 1)] = '/';
                 a->at = at;
         }
-        a->dentry = (__u64)parent;
+        a->dentry = read.parent;
         return 0;
 }
 
@@ -481,6 +524,10 @@ static __noinline __u32 tell_file(struct desk *desk, const struct ks_policy *pol
         if (what & TELL_BEYOND && !(what & (TELL_TEXT | TELL_SETS)) && desk->beyond) {
                 a->dentry = desk->beyond;
                 a->steps = 1;
+                if (desk->beyond == a->root && a->up && a->up != a->mnt) {
+                        a->dentry = a->mountpoint;
+                        enter_mount(a, (void *)a->up);
+                }
         }
         a->at = KS_TEXT;
         a->epoch = policy->epoch;
@@ -496,8 +543,10 @@ static __noinline __u32 tell_file(struct desk *desk, const struct ks_policy *pol
                 desk->text[KS_TEXT - 1] = '/';
                 a->at = KS_TEXT - 1;
         }
+        if (!(what & TELL_SETS) || !a->done || a->adrift)
+                return a->at;
         inode = BPF_CORE_READ((struct dentry *)dentry, d_inode);
-        if (what & TELL_SETS && a->done && !a->adrift && !(inode && !BPF_CORE_READ(inode, i_nlink)))
+        if (!(inode && !BPF_CORE_READ(inode, i_nlink)))
                 read_path(desk, a->at, policy->epoch, policy->kinds);
         return a->at;
 }

@@ -155,6 +155,21 @@ class WayFlag(IntFlag):
     """Flags of a way: enum ks_way_flag."""
 
     ANOMALOUS = 1
+    OF_NUMBERS = 2
+    OF_PROCESS = 4
+    OF_WHO = 8
+    OF_NAMES = 16
+    OF_PLACES = 32
+
+
+ASKED = {
+    WayFlag.OF_NUMBERS: (Word.NUMBERS,),
+    WayFlag.OF_PROCESS: (Word.PROGRAM, Word.PARENT, Word.SERVICE, Word.ANCESTORS),
+    WayFlag.OF_WHO: (Word.WHO,),
+    WayFlag.OF_NAMES: (Word.IMAGE, Word.EXECUTED, Word.ASKED, Word.TARGET, Word.PATH),
+    WayFlag.OF_PLACES: (Word.PLACES,),
+}
+"""Which words a flag is about: without it the kernel doesn't look at them."""
 
 
 class NameKind(IntEnum):

@@ -368,7 +368,8 @@ def _fill(image: guard_abi.Way, way: Way) -> None:
     image.rule = way.rule
     image.mode = 0 if way.mode is None else way.mode.rank
     image.action = int(way.action)
-    image.flags = int(WayFlag.ANOMALOUS if way.anomalous else WayFlag(0))
+    asked = (flag for flag, words in guard_abi.ASKED.items() if any(way.words >> word & 1 for word in words))
+    image.flags = _any(int(flag) for flag in asked) | (WayFlag.ANOMALOUS if way.anomalous else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,9 @@ class Twin:
             if way.calls & call
             and (operation.anomalous or not way.flags & WayFlag.ANOMALOUS)
             and all(
-                self._meets(operation, word, way.need[word], way.forbid[word], *facts[word]) for word in facts
+                self._meets(operation, word, way.need[word], way.forbid[word], *facts[word])
+                for word in facts
+                if _looks(way, word)
             )
         ]
 
@@ -189,3 +191,7 @@ class Twin:
                 holds |= under | (same if index == 0 else 0)
         told = bool(operation.files) and Word.PLACES not in operation.untold
         return holds, ALL if told else holds
+
+
+def _looks(way: guard_abi.Way, word: Word) -> bool:
+    return not any(word in words and not way.flags & flag for flag, words in guard_abi.ASKED.items())
