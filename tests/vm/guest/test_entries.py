@@ -151,3 +151,38 @@ def test_never(guards, secrets):
 
     assert (before, after) == (1, 0)
     assert [one.outcome for one in guards.mine()] == [Outcome.DENIED, Outcome.SPARED]
+
+
+@pytest.mark.parametrize("depth", [1, 15, 16, 17, 40])
+def test_depth(guards, secrets, depth):
+    """However far below the protected directory, and whatever is mounted between; beside it nothing is refused."""
+    names = "/".join("d" * depth)
+    for top in ("secret", "beside"):
+        (secrets / top / names).mkdir(parents=True)
+        (secrets / top / names / "file").write_text("x")
+    guards.use(ENTRIES % (secrets / "secret"))
+    told = [fails((secrets / top / names / "file").read_text) for top in ("secret", "beside")]
+
+    assert told == [True, False]
+
+
+@pytest.mark.parametrize("depth", [1, 16, 20])
+def test_mounted_below(guards, secrets, depth):
+    """A file system mounted below the protected directory is below it, and the same mounted elsewhere isn't."""
+    for top in ("secret/inner", "beside"):
+        (secrets / top).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", secrets / top], check=True)
+    try:
+        names = "/".join("d" * depth)
+        for top in ("secret/inner", "beside"):
+            (secrets / top / names).mkdir(parents=True)
+            (secrets / top / names / "file").write_text("x")
+        guards.use(ENTRIES % (secrets / "secret"))
+        told = [fails((secrets / top / names / "file").read_text) for top in ("secret/inner", "beside")]
+        said = guards.mine()
+    finally:
+        for top in ("secret/inner", "beside"):
+            subprocess.run(["umount", secrets / top], check=True)
+
+    assert told == [True, False]
+    assert [one.paths for one in said] == [(str(secrets / "secret/inner" / names / "file"),)]
