@@ -264,10 +264,13 @@ class Compiled:
             length = node.prefixlen + (_MAPPED if node.version == 4 else 0)
             key = guard_abi.Network(bits=32 + length, epoch=epoch)
             ctypes.memmove(key.address, packed, len(packed))
-            yield key, sum(
-                1 << bit
-                for bit, test in tests
-                if (_reaches(test, node) if isinstance(test, Reach) else held[bit].has(node))
+            yield (
+                key,
+                sum(
+                    1 << bit
+                    for bit, test in tests
+                    if (_reaches(test, node) if isinstance(test, Reach) else held[bit].has(node))
+                ),
             )
 
     def places(self, epoch: int) -> Iterator[tuple[guard_abi.Place, guard_abi.Places]]:

@@ -179,7 +179,12 @@ def test_ways():
     )  # fmt: skip
     call = 1 << NUMBERED_CALLS.index("kexec_load")
     flags = guard_abi.WayFlag.ANOMALOUS | guard_abi.WayFlag.OF_PROCESS
-    assert (one.forbid[Word.PROGRAM], one.calls, one.flags, one.mode) == (1, call, flags, guard_abi.Mode.UNNAMED)
+    assert (one.forbid[Word.PROGRAM], one.calls, one.flags, one.mode) == (
+        1,
+        call,
+        flags,
+        guard_abi.Mode.UNNAMED,
+    )
     assert (entry.need[Word.TRAITS], entry.calls, entry.mode) == (
         Trait.KEXEC,
         EVERY_CALL,
