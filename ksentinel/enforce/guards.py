@@ -230,6 +230,15 @@ class Guards:
         self._switch.mode = mode.rank
 
     @property
+    def most(self) -> Mode | None:
+        """What no mode is more than, whoever names it; None: any."""
+        return next((mode for mode in Mode if mode.rank == self._switch.most), None)
+
+    @most.setter
+    def most(self, mode: Mode | None) -> None:
+        self._switch.most = 0 if mode is None else mode.rank
+
+    @property
     def released(self) -> bool:
         """Whether nothing is denied, whatever else says so."""
         return bool(self._switch.released)
@@ -259,7 +268,9 @@ class Guards:
 
     # Verdicts on processes
 
-    def sentence(self, key: ProcessKey, kind: SentenceKind, until_ns: int, number: int, mode: Mode) -> None:
+    def sentence(
+        self, key: ProcessKey, kind: SentenceKind, until_ns: int, number: int, mode: Mode | None = None
+    ) -> None:
         """
         Carry out a verdict on a process, and on those that it forks from now on.
 
@@ -269,13 +280,17 @@ class Guards:
             When it ends, in nanoseconds since boot.
         number
             What its denials say that it is by.
+        mode
+            None: as the process' control group or the host has it.
 
         Raises
         ------
         HostError
             If the kernel has no room for it.
         """
-        sentence = guard_abi.Sentence(until_ns=until_ns, rule=number, kind=int(kind), mode=mode.rank)
+        sentence = guard_abi.Sentence(
+            until_ns=until_ns, rule=number, kind=int(kind), mode=0 if mode is None else mode.rank
+        )
         self._map("sentences").update(_sentenced(key), sentence)
         self._switch.sentences = 1
 
