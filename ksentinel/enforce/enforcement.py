@@ -211,6 +211,8 @@ class Enforcement:
         Names the rules of denials.
     keep
         Is handed all denials, to count them.
+    reload
+        Takes rules that have just been loaded, and what goes with them; raises KsentinelError.
     """
 
     def __init__(
@@ -241,6 +243,7 @@ class Enforcement:
         self._sentencing: dict[str, int] = {}
         self._until: dict[tuple[str, ProcessKey, SentenceKind], int] = {}
         self.keep: Callable[[Sequence[HookEvent]], None] = lambda _: None
+        self.reload: Callable[[Any], None] = lambda _: None
         compiled = world.compile(rules, settings)
         self._state = _State(
             settings, rules, compiled, wanted.mode, wanted.confirm, cgroups=dict(settings.cgroups)
@@ -304,6 +307,11 @@ class Enforcement:
             ):
                 return "no"
             return str(proof.mode)
+
+    @property
+    def settings(self) -> Settings:
+        """The operator's file, as it is in force."""
+        return self._state.settings
 
     def posture(self) -> tuple[str, str]:
         """Return what was asked for and what is verified, for each alert."""
@@ -476,6 +484,8 @@ class Enforcement:
 
     def denied(self, events: Sequence[HookEvent]) -> None:
         """Take denials in: they are counted, and a rule that hits too many is taken back."""
+        if not events:
+            return
         self.keep(events)
         for event in events:
             self.counts["denials"] += event.nonce is None
