@@ -122,6 +122,8 @@ class EnforceConfig:
     """After so long without ksentinel scores don't count as a second key any more."""
     over_seconds: float = 30.0
     """For how long a process counts as over its threshold after it was."""
+    proof_seconds: float = 2.0
+    """How long one attempt of the canary may take; all of them together five times as long."""
     sentence_seconds: float = 600.0
     """How long a verdict on a process (quarantine, kill) lasts."""
     denials_a_second: int = 100

@@ -334,7 +334,9 @@ def enforcing(
                 guards.arm if refused is None else lambda *_: None,
                 guards.disarm if refused is None else lambda: None,
                 mailbox.take,
-                lambda: Helper(nothing(platform.machine()), started),
+                lambda: Helper(nothing(platform.machine()), started, seconds=config.enforce.proof_seconds),
+                seconds=config.enforce.proof_seconds,
+                round_seconds=5 * config.enforce.proof_seconds,
             )
         )
         breaker = Breaker(is_roots, pinned=settings.pinned)

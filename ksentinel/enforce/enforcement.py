@@ -636,9 +636,7 @@ class Enforcement:
     def _notice(self, proof: Proof) -> Match:
         process = self.world.own()
         clauses = tuple(
-            Clause(
-                "canary", hook.name.lower(), f"does what {proof.mode} says", str(result.finding), negated=True
-            )
+            Clause("canary", hook.name.lower(), f"is not what {proof.mode} asks for", str(result.finding))
             for hook, result in proof.unproven.items()
         )
         told = (
@@ -657,7 +655,7 @@ class Enforcement:
             type="KSENTINEL_UNVERIFIED",
             records=(Record("KSENTINEL_UNVERIFIED", told),),
         )
-        none = Clause("canary", "hooks", "are attached", "0", negated=True)
+        none = Clause("canary", "hooks", "is 0", "0")
         return Match(UNVERIFIED, event, clauses or (none,))
 
 

@@ -38,7 +38,9 @@ class Daemon:
     def __init__(self, folder, *options):
         self.folder = folder
         (folder / "enforce.yml").write_text(ENTRIES.format(folder / "secret"))
-        (folder / "config.yml").write_text(f"enforce: {{file: {folder}/enforce.yml, hold_seconds: 600}}\n")
+        (folder / "config.yml").write_text(
+            f"enforce: {{file: {folder}/enforce.yml, hold_seconds: 600, proof_seconds: 20}}\n"
+        )
         (folder / "rule.yml").write_text(RULE)
         (folder / "secret").mkdir(exist_ok=True)
         (folder / "secret" / "one").write_text("x")
@@ -54,6 +56,7 @@ class Daemon:
             )  # fmt: skip
 
     def said(self):
+        """Return all that it has said."""
         return self.log.read_text()
 
     def wait(self, words, seconds=150):
@@ -65,6 +68,7 @@ class Daemon:
             time.sleep(0.2)
 
     def ask(self, *command):
+        """Run another command on it; returns its exit status and its JSON."""
         done = subprocess.run(
             [*KSENTINEL, *command, "--control", self.control, "--json"],
             capture_output=True,
@@ -74,9 +78,11 @@ class Daemon:
         return done.returncode, json.loads(done.stdout) if done.stdout.startswith("{") else done.stderr
 
     def status(self):
+        """Return what it says of enforcement."""
         return self.ask("status")[1]["enforcement"]
 
     def end(self, number=signal.SIGTERM, seconds=60):
+        """Send it a signal, and wait."""
         self.process.send_signal(number)
         return self.process.wait(seconds)
 
