@@ -185,16 +185,30 @@ static __always_inline struct ks_switch *switch_now(void)
         return bpf_map_lookup_elem(&switches, &zero);
 }
 
+/* Where the kernel itself may be interrupted, any number of threads can be made to wait in a guard, each with a desk of this
+ * CPU. Who finds none left gets one of its own, which it then keeps: otherwise enough threads would open every guard. */
+struct {
+        __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+        __uint(map_flags, BPF_F_NO_PREALLOC);
+        __type(key, int);
+        __type(value, struct desk);
+} own_desks SEC(".maps");
+
 /* A desk that nobody else sits at; NULL, and counted, if there is none. */
 static __always_inline struct desk *sit_down(void)
 {
+        struct desk *desk;
+
         for (__u32 i = 0; i < DESKS; i++) {
                 __u32 at = i;
-                struct desk *desk = bpf_map_lookup_elem(&desks, &at);
 
+                desk = bpf_map_lookup_elem(&desks, &at);
                 if (desk && !__sync_lock_test_and_set(&desk->busy, 1))
                         return desk;
         }
+        desk = bpf_task_storage_get(&own_desks, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        if (desk && !__sync_lock_test_and_set(&desk->busy, 1))
+                return desk;
         COUNT(no_room);
         return 0;
 }
