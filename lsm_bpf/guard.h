@@ -115,6 +115,14 @@ static __always_inline __u64 started(struct task_struct *task)
         return BPF_CORE_READ(task, group_leader, start_boottime) / START_STEP * START_STEP;
 }
 
+/* Whether the thread is known to do another's work, or has entered the ring itself: then its registers say nothing. */
+static __always_inline int in_io_uring(const struct desk *desk)
+{
+        return !!(desk->holds[KS_WORD_TRAITS] & KS_TRAIT_IO_URING);
+}
+
+/* A thread with a ring of its own does what is left over there (what waited, what is linked to that) on its way back to user
+ * space, from whatever call it happens to be in. So it may be in that call or in io_uring: ways of both may speak. */
 static __noinline int tell_call(struct desk *desk, struct task_struct *task)
 {
         struct pt_regs *regs;
@@ -142,6 +150,8 @@ static __noinline int tell_call(struct desk *desk, struct task_struct *task)
         if (desk->call & 1ULL << CALL_IO_URING) {
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_IO_URING;
                 desk->denial.flags |= KS_DENIAL_IO_URING;
+        } else if (bpf_core_field_exists(task->io_uring) && task->io_uring) {
+                desk->call |= 1ULL << CALL_IO_URING;
         }
         return 0;
 }
@@ -176,7 +186,7 @@ static __noinline __attribute__((unused)) int tell_flags(struct desk *desk, stru
         struct ks_flags_at *where;
         __u32 token;
 
-        if (!desk || desk->call & 1ULL << CALL_IO_URING)
+        if (!desk || in_io_uring(desk))
                 return 0;
         token = desk->denial.token;
         where = bpf_map_lookup_elem(&flag_arguments, &token);
@@ -702,6 +712,8 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
                         return 0;
                 denial->rule = policy->ways[best].rule;
                 denial->way = best;
+                if (!(policy->ways[best].calls & desk->call & ~(1ULL << CALL_IO_URING)))
+                        denial->flags |= KS_DENIAL_IO_URING; /* of the call that the thread is in it doesn't speak */
                 action = policy->ways[best].action;
                 mode = desk->best_mode;
         }

@@ -44,6 +44,7 @@ struct task_struct {
         struct task_struct *group_leader;
         struct task_struct *real_parent;
         const struct cred *cred;
+        void *io_uring;
         struct signal_struct *signal;
         struct mm_struct *mm;
         struct fs_struct *fs;

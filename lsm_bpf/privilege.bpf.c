@@ -34,7 +34,7 @@ int on_ptrace_access_check(__u64 *ctx)
         if (attach)
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_ATTACH;
         number_is(desk, KS_NUMBER_ANOTHER, child->pid != task->tgid && child->pid != task->pid);
-        if (!(desk->call & 1ULL << CALL_IO_URING))
+        if (!in_io_uring(desk))
                 number_is(desk, KS_NUMBER_REQUEST, call_argument(task, desk->denial.token, 0));
         REFUSE_IF(decide(desk, policy, task, attach ? CONFINED : FREE));
         return 0;
@@ -138,7 +138,7 @@ static __always_inline int change_of_id(__u32 hook, __u32 number, __u32 to_root)
                 return 0;
         if (to_root)
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_TO_ROOT;
-        if (!(desk->call & 1ULL << CALL_IO_URING))
+        if (!in_io_uring(desk))
                 number_is(desk, number, call_argument(task, desk->denial.token, 0));
         return decide(desk, policy, task, FREE);
 }
