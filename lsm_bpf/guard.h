@@ -812,7 +812,8 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
         }
         first = policy->hooks[hook].first;
         count = policy->hooks[hook].count;
-        if (!desk->sentenced && count) {
+        /* A sentence that is only tried out must not stand before a way that is in earnest. */
+        if (count && !(desk->sentenced && desk->sentence.mode == KS_MODE_ENFORCE)) {
                 COUNT(evaluated);
                 tell_numbers(desk, policy, &policy->hooks[hook]);
                 /* From what costs little to what costs more, as long as some way may still speak. A path comes last. */
@@ -830,6 +831,8 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
                         try_ways(desk, policy, first, count);
                 }
         }
+        if (desk->sentence.mode != KS_MODE_ENFORCE && desk->best_rank >= KS_MODE_ENFORCE << 2)
+                desk->sentenced = 0;
         if (desk->sentenced || desk->best_rank)
                 refused = conclude(desk, policy, task);
         stand_up(desk);
