@@ -575,13 +575,15 @@ static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *poli
 
 /* ---- who is spared ---- */
 
+/* In a user namespace of its own anybody may say which file the process executes (PR_SET_MM_MAP): there nobody is spared for
+ * that. */
 static __always_inline __u32 *spared_executable(struct task_struct *task)
 {
         struct ks_spared key = {.kind = KS_SPARED_EXECUTABLE};
         struct file *exe = BPF_CORE_READ(task, mm, exe_file);
         struct inode *inode;
 
-        if (!exe)
+        if (!exe || BPF_CORE_READ(task, real_cred, user_ns, level))
                 return 0;
         inode = BPF_CORE_READ(exe, f_inode);
         key.a = BPF_CORE_READ(inode, i_sb, s_dev);

@@ -9,7 +9,8 @@
 
 typedef struct { __u32 val; } kuid_t;
 typedef struct { __u32 val; } kgid_t;
-struct cred { kuid_t uid; kuid_t euid; };
+struct user_namespace { int level; };
+struct cred { kuid_t uid; kuid_t euid; kuid_t fsuid; struct user_namespace *user_ns; };
 struct qstr { __u32 len; const unsigned char *name; };
 struct super_block { __u32 s_dev; unsigned long s_magic; };
 struct inode { unsigned short i_mode; kuid_t i_uid; unsigned int i_nlink; unsigned long i_ino; struct super_block *i_sb; };
@@ -43,6 +44,7 @@ struct task_struct {
         __u64 start_boottime;
         struct task_struct *group_leader;
         struct task_struct *real_parent;
+        const struct cred *real_cred;
         const struct cred *cred;
         void *io_uring;
         struct signal_struct *signal;
