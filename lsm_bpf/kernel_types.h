@@ -53,6 +53,15 @@ struct task_struct {
         struct files_struct *files;
         kuid_t loginuid;
 };
+/* Newer kernels have more of them: CO-RE finds numbers, too. */
+enum kernel_load_data_id { LOADING_FIRMWARE = 1, LOADING_MODULE, LOADING_KEXEC_IMAGE, LOADING_KEXEC_INITRAMFS };
+enum kernel_read_file_id {
+        READING_FIRMWARE = 1,
+        READING_MODULE,
+        READING_KEXEC_IMAGE,
+        READING_KEXEC_INITRAMFS,
+        READING_MODULE_COMPRESSED,
+};
 struct linux_binprm { struct file *file; struct cred *cred; const char *filename; const char *interp; };
 struct sock_common { unsigned short skc_family; };
 struct sock { struct sock_common __sk_common; };
