@@ -45,8 +45,10 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  * others for a pointer. */
 #define REFUSE_IF(condition)                                    \
         do {                                                    \
-                if (condition)                                  \
+                if (condition) {                                \
                         __asm__ volatile("r0 = -1\nexit\n" ::: "r0", "memory"); \
+                        __builtin_unreachable(); /* or a jump that nobody takes may follow: the kernel refuses that */ \
+                }                                               \
         } while (0)
 
 struct {
