@@ -454,7 +454,7 @@ static __noinline int tell_paths(struct desk *desk, const struct ks_policy *poli
 
 static __always_inline __u32 rank_of(__u32 mode, __u32 action)
 {
-        return mode == KS_MODE_OFF ? 0 : action == KS_ACTION_LOG ? 1 : mode << 2 | action;
+        return mode == KS_MODE_OFF ? 0 : mode << 2 | action;
 }
 
 static __noinline __u32 cgroup_mode(struct desk *desk)
@@ -726,7 +726,7 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
         if (desk->holds[KS_WORD_TRAITS] & KS_TRAIT_CANARY) {
                 denial->flags |= KS_DENIAL_CANARY;
                 denial->nonce = desk->now.canary_nonce;
-        } else if (is_spared(desk, task)) {
+        } else if (action != KS_ACTION_LOG && is_spared(desk, task)) {
                 denial->outcome = KS_OUTCOME_SPARED;
                 goto say;
         }
@@ -741,8 +741,8 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
                 denial->outcome = KS_OUTCOME_DENIED;
                 refused = 1;
                 if (action == KS_ACTION_KILL) {
-                        bpf_send_signal(SIGKILL);
-                        denial->flags |= KS_DENIAL_KILLED;
+                        if (!bpf_send_signal(SIGKILL))
+                                denial->flags |= KS_DENIAL_KILLED;
                 }
         }
 say:
