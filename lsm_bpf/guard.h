@@ -15,6 +15,8 @@
 #ifndef KSENTINEL_GUARD_H
 #define KSENTINEL_GUARD_H
 
+#define KSENTINEL_GUARDS
+
 #include "state.h"
 #include "calls.h"
 #include "names.h"

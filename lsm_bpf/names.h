@@ -185,14 +185,17 @@ static __always_inline struct ks_switch *switch_now(void)
         return bpf_map_lookup_elem(&switches, &zero);
 }
 
+#ifdef KSENTINEL_GUARDS
 /* Where the kernel itself may be interrupted, any number of threads can be made to wait in a guard, each with a desk of this
- * CPU. Who finds none left gets one of its own, which it then keeps: otherwise enough threads would open every guard. */
+ * CPU. Who finds none left gets one of its own, which it then keeps: otherwise enough threads would open every guard. For the
+ * collector, which only names programs, the verifier has no room to look at this. */
 struct {
         __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
         __uint(map_flags, BPF_F_NO_PREALLOC);
         __type(key, int);
         __type(value, struct desk);
 } own_desks SEC(".maps");
+#endif
 
 /* A desk that nobody else sits at; NULL, and counted, if there is none. */
 static __always_inline struct desk *sit_down(void)
@@ -206,9 +209,11 @@ static __always_inline struct desk *sit_down(void)
                 if (desk && !__sync_lock_test_and_set(&desk->busy, 1))
                         return desk;
         }
+#ifdef KSENTINEL_GUARDS
         desk = bpf_task_storage_get(&own_desks, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
         if (desk && !__sync_lock_test_and_set(&desk->busy, 1))
                 return desk;
+#endif
         COUNT(no_room);
         return 0;
 }
