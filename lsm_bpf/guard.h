@@ -28,6 +28,7 @@
 #define S_ISUID 04000
 #define S_ISGID 02000
 #define S_IXGRP 010
+#define S_IWGRP 020
 #define S_IWOTH 02
 #define S_IFREG 0100000
 #define TMPFS_MAGIC 0x01021994
@@ -267,19 +268,25 @@ static __noinline int tell_process(struct desk *desk, const struct ks_policy *po
                         desk->known[KS_WORD_SERVICE] = desk->holds[KS_WORD_SERVICE] = 0;
                 }
         }
-        exe = BPF_CORE_READ(task, mm, exe_file);
-        if (exe)
-                inode = BPF_CORE_READ(exe, f_inode);
-        if (inode) {
-                struct ks_place key = {.epoch = policy->epoch};
-                struct ks_places *found;
-
-                key.inode = BPF_CORE_READ(inode, i_ino);
-                key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+        if (process && process->named.epoch == policy->epoch) {
+                /* As it was when it was executed: a process may say later that it executes something else (PR_SET_MM_MAP). */
                 desk->known[KS_WORD_WHO] = ~0ULL;
-                found = bpf_map_lookup_elem(&places, &key);
-                if (found)
-                        desk->holds[KS_WORD_WHO] = found->who;
+                desk->holds[KS_WORD_WHO] = process->named.who;
+        } else {
+                exe = BPF_CORE_READ(task, mm, exe_file);
+                if (exe)
+                        inode = BPF_CORE_READ(exe, f_inode);
+                if (inode) {
+                        struct ks_place key = {.epoch = policy->epoch};
+                        struct ks_places *found;
+
+                        key.inode = BPF_CORE_READ(inode, i_ino);
+                        key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+                        desk->known[KS_WORD_WHO] = ~0ULL;
+                        found = bpf_map_lookup_elem(&places, &key);
+                        if (found)
+                                desk->holds[KS_WORD_WHO] = found->who;
+                }
         }
         desk->untold &= ~PROCESS_BITS;
         if (desk->own_service)
@@ -416,9 +423,10 @@ static __noinline int tell_paths(struct desk *desk, const struct ks_policy *poli
 
 /* ---- ways ---- */
 
+/* What only notes comes last, whatever its mode is: it mustn't hide what would be denied. */
 static __always_inline __u32 rank_of(__u32 mode, __u32 action)
 {
-        return mode == KS_MODE_OFF ? 0 : mode << 2 | action;
+        return mode == KS_MODE_OFF ? 0 : action == KS_ACTION_LOG ? 1 : mode << 2 | action;
 }
 
 static __noinline __u32 cgroup_mode(struct desk *desk)
@@ -546,26 +554,32 @@ static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *poli
 
 /* ---- who is spared ---- */
 
-/* In a user namespace of its own anybody may say which file the process executes (PR_SET_MM_MAP): there nobody is spared for
- * that. */
-static __always_inline __u32 *spared_executable(struct task_struct *task)
+/* The flags of an executable that is spared, and KS_SPARED_EXECUTED; 0 if it isn't.
+ *
+ * In a user namespace of its own anybody may say which file the process executes (PR_SET_MM_MAP): there nobody is spared for that. A
+ * file that others than root could have written isn't spared either: its number may have been another file's. */
+static __always_inline __u32 spared_executable(struct task_struct *task)
 {
         struct ks_spared key = {.kind = KS_SPARED_EXECUTABLE};
         struct file *exe = BPF_CORE_READ(task, mm, exe_file);
         struct inode *inode;
+        __u32 *flags;
 
         if (!exe || BPF_CORE_READ(task, real_cred, user_ns, level))
                 return 0;
         inode = BPF_CORE_READ(exe, f_inode);
+        if (BPF_CORE_READ(inode, i_uid.val) || BPF_CORE_READ(inode, i_mode) & (S_IWGRP | S_IWOTH))
+                return 0;
         key.a = BPF_CORE_READ(inode, i_sb, s_dev);
         key.b = BPF_CORE_READ(inode, i_ino);
-        return bpf_map_lookup_elem(&spared, &key);
+        flags = bpf_map_lookup_elem(&spared, &key);
+        return flags ? *flags | KS_SPARED_EXECUTED : 0;
 }
 
 static __noinline int is_spared(struct desk *desk, struct task_struct *task)
 {
         struct ks_spared key = {.kind = KS_SPARED_PROCESS};
-        __u32 *flags;
+        __u32 flags, *process, own, above;
 
         if (!desk)
                 return 0;
@@ -573,15 +587,21 @@ static __noinline int is_spared(struct desk *desk, struct task_struct *task)
                 return 1;
         key.a = task->tgid;
         key.b = started(task);
-        if (bpf_map_lookup_elem(&spared, &key) || spared_executable(task))
+        if (bpf_map_lookup_elem(&spared, &key))
+                return 1;
+        own = BPF_CORE_READ(task, real_cred, uid.val);
+        above = BPF_CORE_READ(task, real_parent, real_cred, uid.val);
+        flags = spared_executable(task);
+        /* Anybody can start a program with a library of his own in it. */
+        if (flags && (!(flags & KS_SPARED_ROOTS) || !own || !above))
                 return 1;
         flags = spared_executable(task->real_parent);
-        if (!flags) {
-                key.a = BPF_CORE_READ(task, real_parent, tgid);
-                key.b = BPF_CORE_READ(task, real_parent, group_leader, start_boottime) / START_STEP * START_STEP;
-                flags = bpf_map_lookup_elem(&spared, &key);
-        }
-        return flags && *flags & KS_SPARED_CHILDREN;
+        if (flags & KS_SPARED_CHILDREN && (!(flags & KS_SPARED_ROOTS) || !above))
+                return 1;
+        key.a = BPF_CORE_READ(task, real_parent, tgid);
+        key.b = BPF_CORE_READ(task, real_parent, group_leader, start_boottime) / START_STEP * START_STEP;
+        process = bpf_map_lookup_elem(&spared, &key);
+        return process && *process & KS_SPARED_CHILDREN;
 }
 
 /* ---- what is said ---- */

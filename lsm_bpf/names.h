@@ -518,6 +518,8 @@ static __noinline __u32 tell_file(struct desk *desk, __u64 vfsmnt, __u64 dentry,
 static __noinline __attribute__((unused)) int name_program(struct ks_process *process, struct file *exe)
 {
         const struct ks_policy *policy = policy_now();
+        struct ks_place key = {};
+        struct ks_places *place;
         struct desk *desk;
 
         if (!process || !policy)
@@ -526,9 +528,17 @@ static __noinline __attribute__((unused)) int name_program(struct ks_process *pr
                 __builtin_memset(&process->named, 0, sizeof(process->named));
                 process->named.epoch = policy->epoch;
         }
-        process->named.program = 0;
+        process->named.program = process->named.who = 0;
         process->named.known[0] = 0;
-        if (!policy->kinds || !exe)
+        if (!exe)
+                return 0;
+        key.inode = BPF_CORE_READ(exe, f_inode, i_ino);
+        key.device = BPF_CORE_READ(exe, f_inode, i_sb, s_dev);
+        key.epoch = policy->epoch;
+        place = bpf_map_lookup_elem(&places, &key);
+        if (place)
+                process->named.who = place->who;
+        if (!policy->kinds)
                 return 0;
         desk = sit_down();
         if (!desk)
