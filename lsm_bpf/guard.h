@@ -15,6 +15,8 @@
 #ifndef KSENTINEL_GUARD_H
 #define KSENTINEL_GUARD_H
 
+#define KSENTINEL_GUARDS
+
 #include "state.h"
 #include "calls.h"
 #include "names.h"
@@ -26,6 +28,7 @@
 #define S_ISUID 04000
 #define S_ISGID 02000
 #define S_IXGRP 010
+#define S_IWGRP 020
 #define S_IWOTH 02
 #define S_IFREG 0100000
 #define TMPFS_MAGIC 0x01021994
@@ -46,8 +49,10 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  * others for a pointer. */
 #define REFUSE_IF(condition)                                    \
         do {                                                    \
-                if (condition)                                  \
+                if (condition) {                                \
                         __asm__ volatile("r0 = -1\nexit\n" ::: "r0", "memory"); \
+                        __builtin_unreachable(); /* or a jump that nobody takes may follow: the kernel refuses that */ \
+                }                                               \
         } while (0)
 
 enum {
@@ -87,6 +92,14 @@ static __always_inline struct inode *executable(struct task_struct *task)
         return exe ? exe->f_inode : 0;
 }
 
+/* Whether the thread is known to do another's work, or has entered the ring itself: then its registers say nothing. */
+static __always_inline int in_io_uring(const struct desk *desk)
+{
+        return !!(desk->holds[KS_WORD_TRAITS] & KS_TRAIT_IO_URING);
+}
+
+/* A thread with a ring of its own does what is left over there (what waited, what is linked to that) on its way back to user
+ * space, from whatever call it happens to be in. So it may be in that call or in io_uring: ways of both may speak. */
 static __noinline int tell_call(struct desk *desk, struct task_struct *task)
 {
         struct pt_regs *regs;
@@ -114,6 +127,8 @@ static __noinline int tell_call(struct desk *desk, struct task_struct *task)
         if (desk->call & 1ULL << CALL_IO_URING) {
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_IO_URING;
                 desk->denial.flags |= KS_DENIAL_IO_URING;
+        } else if (bpf_core_field_exists(task->io_uring) && task->io_uring) {
+                desk->call |= 1ULL << CALL_IO_URING;
         }
         return 0;
 }
@@ -148,7 +163,7 @@ static __noinline __attribute__((unused)) int tell_flags(struct desk *desk, stru
         struct ks_flags_at *where;
         __u32 token;
 
-        if (!desk || desk->call & 1ULL << CALL_IO_URING)
+        if (!desk || in_io_uring(desk))
                 return 0;
         token = desk->denial.token;
         where = bpf_map_lookup_elem(&flag_arguments, &token);
@@ -159,33 +174,28 @@ static __noinline __attribute__((unused)) int tell_flags(struct desk *desk, stru
         return 0;
 }
 
-/* How far up, within the file's own mount, there is no place: what a hook is handed can be read at a tenth of what it takes
- * elsewhere. Only where the sieve has nothing is it passed over later. */
+/* Whether the sieve has no place among a file and all that its file system has above it: what a hook is handed can be read at a tenth
+ * of what it takes elsewhere, and most files lie below no place. */
 static __noinline __attribute__((unused)) int climb(struct desk *desk, const struct ks_policy *policy, __u32 index,
                                                     struct vfsmount *mnt, struct dentry *dentry)
 {
         struct ks_place place = {};
         struct dentry *parent;
-        __u64 root;
 
         if (!desk || !policy || index >= FILES)
                 return 0;
         place.device = mnt->mnt_sb->s_dev;
-        root = (__u64)mnt->mnt_root;
         desk->near = 0;
         for (__u32 i = 0; i < CLIMBED; i++) {
                 place.inode = dentry->d_inode->i_ino; /* where there is none yet, 0 is read */
                 desk->near |= may_be_there(policy, &place);
-                desk->clear[index] = (__u64)dentry;
-                if ((__u64)dentry == root)
-                        break;
                 parent = dentry->d_parent;
-                if (parent == dentry)
+                if (parent == dentry) {
+                        desk->clear[index] = !desk->near;
                         break;
+                }
                 dentry = parent;
         }
-        if (desk->near)
-                desk->clear[index] = 0;
         return 0;
 }
 
@@ -287,16 +297,14 @@ static __noinline int tell_networks(struct desk *desk, const struct ks_policy *p
         return 0;
 }
 
-/* What words of the process any way here asks for. */
-static __noinline int tell_process(struct desk *desk, const struct ks_policy *policy, struct task_struct *task, __u32 words)
+static __noinline int tell_process(struct desk *desk, const struct ks_policy *policy, struct task_struct *task)
 {
-        struct ks_process *process = 0;
+        struct ks_process *process;
         struct inode *inode;
 
         if (!desk || !policy)
                 return 0;
-        if (words & PROCESS_BITS & ~(1 << KS_WORD_WHO))
-                process = bpf_task_storage_get(&processes, task->group_leader, 0, 0);
+        process = bpf_task_storage_get(&processes, task->group_leader, 0, 0);
         if (process && process->named.epoch == policy->epoch) {
                 desk->known[KS_WORD_PROGRAM] = sets_known(policy, process->named.known[0]);
                 desk->known[KS_WORD_PARENT] = sets_known(policy, process->named.known[1]);
@@ -312,17 +320,23 @@ static __noinline int tell_process(struct desk *desk, const struct ks_policy *po
                         desk->known[KS_WORD_SERVICE] = desk->holds[KS_WORD_SERVICE] = 0;
                 }
         }
-        inode = words & 1 << KS_WORD_WHO ? executable(task) : 0;
-        if (inode) {
-                struct ks_place key = {.epoch = policy->epoch};
-                struct ks_places *found;
-
-                key.inode = inode->i_ino;
-                key.device = inode->i_sb->s_dev;
+        if (process && process->named.epoch == policy->epoch) {
+                /* As it was when it was executed: a process may say later that it executes something else (PR_SET_MM_MAP). */
                 desk->known[KS_WORD_WHO] = ~0ULL;
-                found = may_be_there(policy, &key) ? bpf_map_lookup_elem(&places, &key) : 0;
-                if (found)
-                        desk->holds[KS_WORD_WHO] = found->who;
+                desk->holds[KS_WORD_WHO] = process->named.who;
+        } else {
+                inode = executable(task);
+                if (inode) {
+                        struct ks_place key = {.epoch = policy->epoch};
+                        struct ks_places *found;
+
+                        key.inode = inode->i_ino;
+                        key.device = inode->i_sb->s_dev;
+                        desk->known[KS_WORD_WHO] = ~0ULL;
+                        found = may_be_there(policy, &key) ? bpf_map_lookup_elem(&places, &key) : 0;
+                        if (found)
+                                desk->holds[KS_WORD_WHO] = found->who;
+                }
         }
         desk->untold &= ~PROCESS_BITS;
         if (desk->own_service)
@@ -419,8 +433,9 @@ static __noinline int tell_paths(struct desk *desk, const struct ks_policy *poli
         for (__u32 i = 0; i < FILES; i++) {
                 if (i >= desk->files)
                         break;
-                desk->beyond = desk->clear[i];
-                tell_file(desk, policy, desk->mnt[i], desk->dentry[i], what | TELL_BEYOND);
+                /* Text is read from the file on. */
+                tell_file(desk, policy, desk->mnt[i], desk->dentry[i],
+                          desk->clear[i] && !(what & TELL_SETS) ? what | TELL_BEYOND : what);
                 deep |= desk->told.too_deep;
                 desk->holds[KS_WORD_PLACES] |= desk->told.is;
                 path_word(desk, policy, KS_WORD_TARGET);
@@ -460,6 +475,7 @@ static __noinline int tell_paths(struct desk *desk, const struct ks_policy *poli
 
 /* ---- ways ---- */
 
+/* What only notes comes last, whatever its mode is: it mustn't hide what would be denied. */
 static __always_inline __u32 rank_of(__u32 mode, __u32 action)
 {
         return mode == KS_MODE_OFF ? 0 : action == KS_ACTION_LOG ? 1 : mode << 2 | action;
@@ -498,7 +514,9 @@ static __always_inline __u32 mode_of(struct desk *desk, __u32 named)
                 if (by_cgroup > named)
                         named = by_cgroup;
         }
-        return named ? named : desk->mode;
+        if (!named)
+                named = desk->mode;
+        return desk->now.most && named > desk->now.most ? desk->now.most : named;
 }
 
 /* The same of numbers, of which it is networks alone that may not have been asked yet. */
@@ -576,6 +594,8 @@ static long try_way(__u32 index, struct trying *t)
                 return 0;
         }
         mode = mode_of(desk, way->mode);
+        if (way->flags & KS_WAY_TAKEN_BACK && mode > KS_MODE_PERMISSIVE)
+                mode = KS_MODE_PERMISSIVE;
         rank = rank_of(mode, way->action);
         if (rank > desk->best_rank) {
                 desk->best = at;
@@ -607,22 +627,30 @@ static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *poli
 
 /* ---- who is spared ---- */
 
-static __always_inline __u32 *spared_executable(struct task_struct *task)
+/* The flags of an executable that is spared, and KS_SPARED_EXECUTED; 0 if it isn't.
+ *
+ * In a user namespace of its own anybody may say which file the process executes (PR_SET_MM_MAP): there nobody is spared for that. A
+ * file that others than root could have written isn't spared either: its number may have been another file's. */
+static __always_inline __u32 spared_executable(struct task_struct *task)
 {
         struct ks_spared key = {.kind = KS_SPARED_EXECUTABLE};
         struct inode *inode = executable(task);
+        __u32 *flags;
 
-        if (!inode)
+        if (!inode || BPF_CORE_READ(task, real_cred, user_ns, level))
+                return 0;
+        if (inode->i_uid.val || inode->i_mode & (S_IWGRP | S_IWOTH))
                 return 0;
         key.a = inode->i_sb->s_dev;
         key.b = inode->i_ino;
-        return bpf_map_lookup_elem(&spared, &key);
+        flags = bpf_map_lookup_elem(&spared, &key);
+        return flags ? *flags | KS_SPARED_EXECUTED : 0;
 }
 
 static __noinline int is_spared(struct desk *desk, struct task_struct *task)
 {
         struct ks_spared key = {.kind = KS_SPARED_PROCESS};
-        __u32 *flags;
+        __u32 flags, *process, own, above;
 
         if (!desk)
                 return 0;
@@ -630,10 +658,21 @@ static __noinline int is_spared(struct desk *desk, struct task_struct *task)
                 return 1;
         key.a = task->tgid;
         key.b = started(task);
-        if (bpf_map_lookup_elem(&spared, &key) || spared_executable(task))
+        if (bpf_map_lookup_elem(&spared, &key))
+                return 1;
+        own = BPF_CORE_READ(task, real_cred, uid.val);
+        above = BPF_CORE_READ(task, real_parent, real_cred, uid.val);
+        flags = spared_executable(task);
+        /* Anybody can start a program with a library of his own in it. */
+        if (flags && (!(flags & KS_SPARED_ROOTS) || !own || !above))
                 return 1;
         flags = spared_executable(task->real_parent);
-        return flags && *flags & KS_SPARED_CHILDREN;
+        if (flags & KS_SPARED_CHILDREN && (!(flags & KS_SPARED_ROOTS) || !above))
+                return 1;
+        key.a = BPF_CORE_READ(task, real_parent, tgid);
+        key.b = BPF_CORE_READ(task, real_parent, group_leader, start_boottime) / START_STEP * START_STEP;
+        process = bpf_map_lookup_elem(&spared, &key);
+        return process && *process & KS_SPARED_CHILDREN;
 }
 
 /* ---- what is said ---- */
@@ -742,6 +781,8 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
                         return 0;
                 denial->rule = policy->ways[best].rule;
                 denial->way = best;
+                if (!(policy->ways[best].calls & desk->call & ~(1ULL << CALL_IO_URING)))
+                        denial->flags |= KS_DENIAL_IO_URING; /* of the call that the thread is in it doesn't speak */
                 action = policy->ways[best].action;
                 mode = desk->best_mode;
         }
@@ -750,7 +791,7 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
         if (desk->holds[KS_WORD_TRAITS] & KS_TRAIT_CANARY) {
                 denial->flags |= KS_DENIAL_CANARY;
                 denial->nonce = desk->now.canary_nonce;
-        } else if (is_spared(desk, task)) {
+        } else if (action != KS_ACTION_LOG && is_spared(desk, task)) {
                 denial->outcome = KS_OUTCOME_SPARED;
                 goto say;
         }
@@ -765,8 +806,8 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
                 denial->outcome = KS_OUTCOME_DENIED;
                 refused = 1;
                 if (action == KS_ACTION_KILL) {
-                        bpf_send_signal(SIGKILL);
-                        denial->flags |= KS_DENIAL_KILLED;
+                        if (!bpf_send_signal(SIGKILL))
+                                denial->flags |= KS_DENIAL_KILLED;
                 }
         }
 say:
@@ -782,7 +823,8 @@ static __always_inline void find_sentence(struct desk *desk, struct task_struct 
         if (!sentence || bpf_ktime_get_boot_ns() >= sentence->until_ns)
                 return;
         desk->sentence = *sentence;
-        desk->sentenced = 1;
+        desk->sentence.mode = mode_of(desk, sentence->mode);
+        desk->sentenced = desk->sentence.mode != KS_MODE_OFF;
 }
 
 /* A process whose sentence ends it doesn't get to do anything. Which operations a quarantine is about, hooks say. */
@@ -832,7 +874,7 @@ static __always_inline struct desk *begin_guard(__u32 hook, struct task_struct *
 static __noinline int decide(struct desk *desk, const struct ks_policy *policy, struct task_struct *task,
                              enum quarantine quarantine)
 {
-        __u32 hook, wanted, first, count, words, refused = 0;
+        __u32 hook, wanted, first, count, refused = 0;
 
         if (!desk || !policy)
                 return 0;
@@ -846,8 +888,8 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
         }
         first = policy->hooks[hook].first;
         count = policy->hooks[hook].count;
-        words = policy->hooks[hook].words;
-        if (!desk->sentenced && count) {
+        /* A sentence that is only tried out must not stand before a way that is in earnest. */
+        if (count && !(desk->sentenced && desk->sentence.mode == KS_MODE_ENFORCE)) {
                 __u32 ordinary = !(desk->holds[KS_WORD_TRAITS] & KS_TRAIT_CANARY);
 
                 COUNT(evaluated);
@@ -865,7 +907,7 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
                         wanted = try_ways(desk, policy, first, count);
                 }
                 if (wanted & PROCESS_BITS && desk->untold & 1 << KS_WORD_PROGRAM) {
-                        tell_process(desk, policy, task, words);
+                        tell_process(desk, policy, task);
                         /* Places cost hardly more than to ask whether they are still wanted. */
                         if (!(wanted & 1 << KS_WORD_PLACES) || wanted & NAME_BITS)
                                 wanted = try_ways(desk, policy, first, count);
@@ -875,6 +917,8 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
                         try_ways(desk, policy, first, count);
                 }
         }
+        if (desk->sentence.mode != KS_MODE_ENFORCE && desk->best_rank >= KS_MODE_ENFORCE << 2)
+                desk->sentenced = 0;
         if (desk->sentenced || desk->best_rank)
                 refused = conclude(desk, policy, task);
         stand_up(desk);

@@ -278,6 +278,7 @@ struct ks_named {
         __u64 parent;
         __u64 service;
         __u64 ancestors;      /* any of them */
+        __u64 who;            /* sets of files that its executable was in, when it was executed */
         __u8 known[4];        /* of each: enum ks_told; of ancestors, of all of them */
         __u32 epoch;          /* of the policy's names */
 };
@@ -494,12 +495,13 @@ enum ks_action {
 
 enum ks_way_flag {
         KS_WAY_ANOMALOUS = 1 << 0,  /* and only if the score is over its threshold */
+        KS_WAY_TAKEN_BACK = 1 << 1, /* no more than permissive, whoever says so */
         /* It asks for a word of these: for others nobody looks. */
-        KS_WAY_OF_NUMBERS = 1 << 1,
-        KS_WAY_OF_PROCESS = 1 << 2, /* program, parent, service, ancestors */
-        KS_WAY_OF_WHO = 1 << 3,
-        KS_WAY_OF_NAMES = 1 << 4,   /* image, executed, asked, target, path */
-        KS_WAY_OF_PLACES = 1 << 5,
+        KS_WAY_OF_NUMBERS = 1 << 2,
+        KS_WAY_OF_PROCESS = 1 << 3, /* program, parent, service, ancestors */
+        KS_WAY_OF_WHO = 1 << 4,
+        KS_WAY_OF_NAMES = 1 << 5,   /* image, executed, asked, target, path */
+        KS_WAY_OF_PLACES = 1 << 6,
 };
 
 /* One way for a rule to speak at a hook: all bits of need hold, none of forbid does, as far as they are known. */
@@ -610,6 +612,8 @@ enum ks_spared_kind {
 
 enum ks_spared_flag {
         KS_SPARED_CHILDREN = 1,   /* and the processes that it starts, while it is their parent; not theirs */
+        KS_SPARED_ROOTS = 2,      /* only as root's, or started by root's */
+        KS_SPARED_EXECUTED = 4,   /* always there */
 };
 
 struct ks_spared {
@@ -634,7 +638,7 @@ struct ks_sentence {
         __u64 until_ns;       /* CLOCK_BOOTTIME */
         __u32 rule;           /* as user space knows it */
         __u8 kind;            /* enum ks_sentence_kind */
-        __u8 mode;            /* enum ks_mode */
+        __u8 mode;            /* enum ks_mode; unnamed: as elsewhere */
         __u16 unused;
 };
 
@@ -653,7 +657,7 @@ struct ks_switch {
         __u32 own_tgid;
         __u32 denials_a_second; /* records of one process; 0: no limit */
         __u32 cgroups;        /* there are modes of control groups */
-        __u32 unused;
+        __u32 most;           /* no mode is more than this, whoever names it; 0: any */
 };
 
 enum ks_outcome {

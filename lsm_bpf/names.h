@@ -35,6 +35,7 @@ struct ascent {
         __u32 with_places;
         __u32 done;
         __u32 adrift;
+        __u32 beyond;        /* above a mount's root: directories that this mount doesn't show */
 };
 
 /* A path, read from its end. */
@@ -73,9 +74,8 @@ struct desk {
         __u64 wanted_places;
         __u32 untellable;    /* bits: words that can't be told, and the policy is closed */
         __u32 with_places;   /* some way here asks for places */
-        __u32 near;          /* there may be one between the file and its mount's root */
-        __u64 clear[FILES];  /* otherwise: how far up it is certain that there is none */
-        __u64 beyond;        /* that of the file being told */
+        __u32 near;          /* there may be one on the way up */
+        __u32 clear[FILES];  /* there is none in the file's own file system */
         __u32 files;
         __u32 first_unseen;  /* of two files only the second has a path at this hook */
         __u64 mnt[FILES];
@@ -243,16 +243,35 @@ static __always_inline struct ks_switch *switch_now(void)
         return bpf_map_lookup_elem(&switches, &zero);
 }
 
+#ifdef KSENTINEL_GUARDS
+/* Where the kernel itself may be interrupted, any number of threads can be made to wait in a guard, each with a desk of this
+ * CPU. Who finds none left gets one of its own, which it then keeps: otherwise enough threads would open every guard. For the
+ * collector, which only names programs, the verifier has no room to look at this. */
+struct {
+        __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+        __uint(map_flags, BPF_F_NO_PREALLOC);
+        __type(key, int);
+        __type(value, struct desk);
+} own_desks SEC(".maps");
+#endif
+
 /* A desk that nobody else sits at; NULL, and counted, if there is none. */
 static __always_inline struct desk *sit_down(void)
 {
+        struct desk *desk;
+
         for (__u32 i = 0; i < DESKS; i++) {
                 __u32 at = i;
-                struct desk *desk = bpf_map_lookup_elem(&desks, &at);
 
+                desk = bpf_map_lookup_elem(&desks, &at);
                 if (desk && !__sync_lock_test_and_set(&desk->busy, 1))
                         return desk;
         }
+#ifdef KSENTINEL_GUARDS
+        desk = bpf_task_storage_get(&own_desks, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        if (desk && !__sync_lock_test_and_set(&desk->busy, 1))
+                return desk;
+#endif
         COUNT(no_room);
         return 0;
 }
@@ -268,6 +287,19 @@ static __always_inline __u64 sets_known(const struct ks_policy *policy, __u32 kn
 }
 
 /* ---- from a file to its path ---- */
+
+/* Whether what is mounted there has no path: open_tree() and fsmount() give mounts that are known by a descriptor alone, in a
+ * namespace without a number. */
+static __always_inline int nowhere(struct mnt_namespace *ns)
+{
+        if (no_namespace(ns))
+                return 1;
+        if (bpf_core_field_exists(ns->seq))
+                return !BPF_CORE_READ(ns, seq);
+        if (bpf_core_field_exists(ns->ns.ns_id))
+                return !BPF_CORE_READ(ns, ns.ns_id);
+        return 0;
+}
 
 /* What changes from step to step stands in the desk: the verifier doesn't follow values there, and so is soon through. */
 struct working {
@@ -362,12 +394,20 @@ static long ascend(__u32 index __attribute__((unused)), struct working *w)
                 }
         }
         a->steps++;
-        if ((__u64)dentry == a->root) {
+        if (a->beyond || (__u64)dentry == a->root) {
                 __u64 up = a->up;
 
+                /* Only a part may be mounted here: what lies above it is no part of the path, but the file is below it all the
+                 * same. Otherwise a bind mount of a directory's subdirectory would lead past the directory. */
+                if (a->with_places && (__u64)dentry != read.parent) {
+                        a->beyond = 1;
+                        a->dentry = read.parent;
+                        return 0;
+                }
+                a->beyond = 0;
                 if (up == a->mnt || !up) {
                         a->done = 1;
-                        a->adrift = no_namespace(BPF_CORE_READ(mnt, mnt_ns));
+                        a->adrift = nowhere(BPF_CORE_READ(mnt, mnt_ns));
                         return 1;
                 }
                 a->dentry = a->mountpoint;
@@ -503,7 +543,7 @@ enum telling {
         TELL_TEXT = 1,       /* leave the path in the text */
         TELL_SETS = 2,       /* ... and find the sets of names that it is in */
         TELL_PLACES = 4,
-        TELL_BEYOND = 8,     /* without its text: no place lies below desk->beyond */
+        TELL_BEYOND = 8,     /* places: begin where its file system is mounted */
 };
 
 /* What is to be said of a file, enum telling: into desk->told. Returns where its text begins. */
@@ -521,17 +561,16 @@ static __noinline __u32 tell_file(struct desk *desk, const struct ks_policy *pol
         enter_mount(a, (void *)vfsmnt - bpf_core_field_offset(struct mount, mnt));
         a->dentry = dentry;
         a->steps = 0;
-        if (what & TELL_BEYOND && !(what & (TELL_TEXT | TELL_SETS)) && desk->beyond) {
-                a->dentry = desk->beyond;
+        if (what & TELL_BEYOND) {
+                if (!a->up || a->up == a->mnt)
+                        return KS_TEXT; /* nothing is above */
                 a->steps = 1;
-                if (desk->beyond == a->root && a->up && a->up != a->mnt) {
-                        a->dentry = a->mountpoint;
-                        enter_mount(a, (void *)a->up);
-                }
+                a->dentry = a->mountpoint;
+                enter_mount(a, (void *)a->up);
         }
         a->at = KS_TEXT;
         a->epoch = policy->epoch;
-        a->done = a->adrift = 0;
+        a->done = a->adrift = a->beyond = 0;
         a->with_text = what & (TELL_TEXT | TELL_SETS);
         a->with_places = what & TELL_PLACES;
         bpf_loop(KS_DEPTH, ascend, &w, 0);
@@ -557,6 +596,8 @@ static __noinline __u32 tell_file(struct desk *desk, const struct ks_policy *pol
 static __noinline __attribute__((unused)) int name_program(struct ks_process *process, struct file *exe)
 {
         const struct ks_policy *policy = policy_now();
+        struct ks_place key = {};
+        struct ks_places *place;
         struct desk *desk;
 
         if (!process || !policy)
@@ -565,9 +606,17 @@ static __noinline __attribute__((unused)) int name_program(struct ks_process *pr
                 __builtin_memset(&process->named, 0, sizeof(process->named));
                 process->named.epoch = policy->epoch;
         }
-        process->named.program = 0;
+        process->named.program = process->named.who = 0;
         process->named.known[0] = 0;
-        if (!policy->kinds || !exe)
+        if (!exe)
+                return 0;
+        key.inode = BPF_CORE_READ(exe, f_inode, i_ino);
+        key.device = BPF_CORE_READ(exe, f_inode, i_sb, s_dev);
+        key.epoch = policy->epoch;
+        place = bpf_map_lookup_elem(&places, &key);
+        if (place)
+                process->named.who = place->who;
+        if (!policy->kinds)
                 return 0;
         desk = sit_down();
         if (!desk)

@@ -155,11 +155,12 @@ class WayFlag(IntFlag):
     """Flags of a way: enum ks_way_flag."""
 
     ANOMALOUS = 1
-    OF_NUMBERS = 2
-    OF_PROCESS = 4
-    OF_WHO = 8
-    OF_NAMES = 16
-    OF_PLACES = 32
+    TAKEN_BACK = 2
+    OF_NUMBERS = 4
+    OF_PROCESS = 8
+    OF_WHO = 16
+    OF_NAMES = 32
+    OF_PLACES = 64
 
 
 ASKED = {
@@ -193,6 +194,8 @@ class SparedFlag(IntFlag):
     """Flags of who is spared: enum ks_spared_flag."""
 
     CHILDREN = 1
+    ROOTS = 2
+    EXECUTED = 4
 
 
 class SentenceKind(IntEnum):
@@ -404,7 +407,7 @@ class Switch(ctypes.Structure):
         ("own_tgid", c_uint32),
         ("denials_a_second", c_uint32),
         ("cgroups", c_uint32),
-        ("unused", c_uint32),
+        ("most", c_uint32),
     )
 
 

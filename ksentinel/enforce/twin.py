@@ -71,7 +71,12 @@ class Twin:
         facts = {word: self.facts(operation, word) for word in Word if there.words >> word & 1}
         call = self._call(operation)
         return [
-            Spoken(way.rule, Action(way.action), _MODES.get(way.mode))
+            Spoken(
+                way.rule,
+                Action(way.action),
+                _MODES.get(way.mode),
+                bool(way.flags & WayFlag.TAKEN_BACK),
+            )
             for way in self.policy.ways[there.first : there.first + there.count]
             if way.calls & call
             and (operation.anomalous or not way.flags & WayFlag.ANOMALOUS)
@@ -93,7 +98,8 @@ class Twin:
         if operation.io_uring:
             return IO_URING
         tokens = tokens_of(operation.call, self.arch)
-        return self.calls.get(tokens[0], ANY_CALL) if tokens else ANY_CALL
+        bits = self.calls.get(tokens[0], ANY_CALL) if tokens else ANY_CALL
+        return bits | IO_URING if operation.ring else bits
 
     def facts(self, operation: Operation, word: Word) -> tuple[int, int]:
         """Return the bits of a word that hold, and those that are known."""
