@@ -381,7 +381,9 @@ def _fill(image: guard_abi.Way, way: Way, flags: WayFlag) -> None:
     image.mode = 0 if way.mode is None else way.mode.rank
     image.action = int(way.action)
     asked = (flag for flag, words in guard_abi.ASKED.items() if any(way.words >> word & 1 for word in words))
-    image.flags = _any(int(flag) for flag in asked) | flags | (WayFlag.ANOMALOUS if way.anomalous else WayFlag(0))
+    image.flags = (
+        _any(int(flag) for flag in asked) | flags | (WayFlag.ANOMALOUS if way.anomalous else WayFlag(0))
+    )
 
 
 @dataclass(frozen=True, slots=True)
