@@ -17,6 +17,7 @@ import pytest
 from ksentinel import syscalls
 from ksentinel.bpf.abi import Config
 from ksentinel.bpf.guard_abi import (
+    ASKED,
     Action,
     GuardCounters,
     Hook,
@@ -80,13 +81,20 @@ class Kernel:
     ):
         """Put one way in force."""
         policy = Policy(epoch=EPOCH, cased=1, kinds=kinds)
-        policy.hooks[hook].count = 1
-        made = policy.ways[0]
+        policy.hooks[hook].count = 2
+        canary, made = policy.ways[0], policy.ways[1]
+        canary.calls, canary.action, canary.rule = EVERY_CALL, Action.DENY, 0xFFFF
+        canary.need[Word.TRAITS] = Trait.CANARY
         made.calls, made.action, made.mode = calls, action, mode
         for word, bits in (need or {}).items():
             made.need[word] = bits
         for word, bits in (forbid or {}).items():
             made.forbid[word] = bits
+        asked = {*(need or {}), *(forbid or {})}
+        policy.hooks[hook].words = sum(1 << word for word in asked)
+        for flag, words in ASKED.items():
+            made.flags |= flag if not asked.isdisjoint(words) else 0
+        ctypes.memset(policy.sieve, 0xFF, ctypes.sizeof(policy.sieve))  # any place may be there
         if test is not None:
             number, first, second = test
             policy.hooks[hook].tests = 1
