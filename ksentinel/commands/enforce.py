@@ -76,7 +76,7 @@ def enforce(
     """
     Watch this host live as `monitor` does, with guards in the kernel that refuse what rules forbid. Needs root and BPF LSM.
 
-    Guards are proven at the start and every minute. What can't be proven is an alert, and in mode enforce the end: exit status 1.
+    Guards are proven at the start and every minute. What can't be proven is an alert and, if it is to enforce, the end: exit status 1.
     """
     if context.invoked_subcommand is not None:
         return
