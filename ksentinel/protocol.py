@@ -148,13 +148,6 @@ class ReleaseArguments:
 
 
 @dataclass(frozen=True, slots=True)
-class ConfirmArguments:
-    """The arguments of ``confirm``: a process of the login that confirms."""
-
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """
     A kind of request.
@@ -169,11 +162,14 @@ class Request:
         Whether it changes the daemon. Then only root may, and the audit trail has it before it is done.
     arguments
         A dataclass: what comes with the request, beside ``version`` and ``request``.
+    by
+        The handler is given the `Peer` who asks, too: what it does depends on that.
     """
 
-    handler: Callable[[Any], Any]
+    handler: Callable[..., Any]
     changes: bool
     arguments: type = Nothing
+    by: bool = False
 
 
 def understand(line: bytes, requests: Collection[str]) -> tuple[str, dict[str, Any]]:

@@ -2,7 +2,8 @@
 """Enforce on this host, see what that would do, and get out of it again."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,9 +26,11 @@ from ksentinel.commands.options import (
 )
 from ksentinel.commands.output import print_json, tell
 from ksentinel.config import Config
-from ksentinel.errors import HostError, UsageError
+from ksentinel.errors import HostError, InputError, KsentinelError, UsageError
 
-_PROOF_SECONDS = 30.0
+_ANSWER_SECONDS = 30.0
+_PROOF_SECONDS = 120.0
+_ASK_EVERY = 0.2
 
 ModeName = Annotated[
     str | None,
@@ -87,7 +90,10 @@ def enforce(
     wanted_exit = on_exit or settings.enforce.on_exit
     if wanted_exit not in {"open", "hold"}:
         raise UsageError(f"--on-exit {wanted_exit!r} is none of open, hold")
-    within = parse_duration(confirm) if confirm is not None else None
+    within = parse_duration(confirm, "--confirm")
+    socket = control_socket(settings, control, off=no_control)
+    if within is not None and socket is None:
+        raise UsageError("--confirm needs the control socket", remedy="leave out --no-control")
     refused = enforcing.preflight()
     if refused is not None:
         if not degrade:
@@ -99,11 +105,12 @@ def enforce(
     from ksentinel.enforce.rollout import Boots, Confirmation
 
     entries = enforcing.load_settings(settings)
-    socket = control_socket(settings, control, off=no_control)
     kept = store or host.default_store()
-    most, why = enforcing.start_of(Boots(enforcing.boots_file(kept.parent), os.geteuid()), wanted_mode)
-    if within is not None and socket is None:
-        raise UsageError("--confirm needs the control socket", remedy="leave out --no-control")
+    most, why = enforcing.start_of(
+        Boots(enforcing.boots_file(kept.parent), os.geteuid()),
+        # What is never enforced keeps no host from coming up.
+        refused is None and enforcing.enforces(wanted_mode, entries),
+    )
     began = enforcing.boot_ns()
     wanted = Wanted(
         wanted_mode,
@@ -115,6 +122,7 @@ def enforce(
         most=most,
         why=why,
         sentence_ns=int(settings.enforce.sentence_seconds * 1e9),
+        refused="" if refused is None else refused.what,
     )
 
     def begin(stream: Any, in_force: Any, at: Path) -> AbstractContextManager[Any]:
@@ -166,7 +174,7 @@ def switch_mode(
     """
     from ksentinel.report.enforce import posture_lines
 
-    told = _ask(control, "mode", mode=str(_mode(mode)), rule=rule, cgroup=cgroup)
+    told = _proven(control, _ask(control, "mode", mode=str(_mode(mode)), rule=rule, cgroup=cgroup))
     print_json(told) if json else posture_lines(told)
     if not rule and not cgroup and told["verified"] != told["requested"]:
         raise typer.Exit(1)
@@ -176,7 +184,7 @@ def confirm(control: ControlFile = None, json: Json = False) -> None:
     """Confirm, from a new login, that one can still log in, or that two boots weren't the guards' doing: enforcement goes on."""
     from ksentinel.report.enforce import posture_lines
 
-    told = _ask(control, "confirm", pid=os.getpid())
+    told = _proven(control, _ask(control, "confirm"))
     print_json(told) if json else posture_lines(told)
 
 
@@ -195,31 +203,43 @@ def release(
     json: Json = False,
 ) -> None:
     """Have nothing denied any more, at once, until a mode is asked for again."""
+    from ksentinel.commands.enforcing import key_of
     from ksentinel.enforce.left import PINS, left
 
     if pid is not None and everything:
         raise UsageError("--pid and --all exclude each other", remedy="say one of them")
     told: dict[str, Any] = {"released": False, "lifted": 0, "left": []}
+    failed: list[KsentinelError] = []
     if everything:
         # First what needs nobody's answer.
-        for one in left(PINS):
-            released = one.release()
-            holds = list(one.holds)
-            if holds or not _runs(one.pid):
-                one.remove()
-            told["left"].append({"pid": one.pid, "released": released, "guards": holds})
-            told["released"] |= released
+        for one in left(PINS, os.geteuid()):
+            found: dict[str, Any] = {"pid": one.pid, "released": False, "guards": list(one.holds)}
+            told["left"].append(found)
+            # What can't be done with one is no reason to leave the others.
+            try:
+                found["released"] = one.release()
+                if not one.runs(key_of):
+                    one.remove()
+            except HostError as error:
+                failed.append(error)
+            told["released"] |= found["released"]
     try:
         told |= _ask(control, "release", pid=pid or 0)
-    except HostError as error:
+    except KsentinelError as error:
         if not everything:
             raise
         told["answer"] = str(error)
     if json:
-        print_json(told)
-        return
+        print_json(told | ({"failed": [str(error) for error in failed]} if failed else {}))
+    else:
+        _tell_released(told, pid)
+    if failed:
+        raise failed[0]
+
+
+def _tell_released(told: Mapping[str, Any], pid: int | None) -> None:
     for one in told["left"]:
-        guards = f", {len(one['guards'])} programs that were pinned let go" if one["guards"] else ""
+        guards = f", {len(one['guards'])} programs that were pinned" if one["guards"] else ""
         tell(
             f"the ksentinel of PID {one['pid']}: {'released' if one['released'] else 'had no switch'}{guards}"
         )
@@ -344,7 +364,10 @@ def note(
     """Answer a would-be denial, or write down what somebody has found out about it."""
     from ksentinel.store import Store
 
-    with Store(store or host.default_store(), host.user(), write=True) as kept:
+    place = store or host.store_to_read()
+    if not place.exists():
+        raise InputError("there is no store", at=place, remedy="name one by --store")
+    with Store(place, host.user(), write=True) as kept:
         services = (
             {service}
             if service is not None
@@ -386,11 +409,16 @@ def _ask(control: Path | None, request: str, **arguments: Any) -> Any:
     from ksentinel.protocol import ask
 
     path = control or host.socket_to_ask()
-    return ask(path, request, trusted={0, host.user()}, seconds=_PROOF_SECONDS, **arguments)
+    return ask(path, request, trusted={0, host.user()}, seconds=_ANSWER_SECONDS, **arguments)
 
 
-def _runs(pid: int) -> bool:
-    return Path("/proc", str(pid)).exists()
+def _proven(control: Path | None, told: Any) -> Any:
+    """Return what `status` says of enforcement once what is in force has been tried, or that takes too long."""
+    end = time.monotonic() + _PROOF_SECONDS
+    while told["proving"] and time.monotonic() < end:
+        time.sleep(_ASK_EVERY)
+        told = _ask(control, "status")["enforcement"]
+    return told
 
 
 def _since(text: str) -> int:

@@ -89,8 +89,11 @@ def watch(
             )
         )
         if enforce is not None:
-            pipeline.enforcing = stack.enter_context(enforce(stream, pipeline.in_force, kept))
-            reloader.apply = pipeline.enforcing.reload
+            # Rules that are loaded meanwhile would count for the walk alone.
+            with reloader.paused():
+                pipeline.enforcing = stack.enter_context(enforce(stream, pipeline.in_force, kept))
+                reloader.apply = pipeline.enforcing.reload
+            stack.callback(_end_reloads, reloader)
         outlet = stack.enter_context(outlet_of(kept, settings, pipeline, json=json))
         if scores is not None:
             from ksentinel.sinks.scores import Scores
@@ -120,3 +123,9 @@ def watch(
     finish([account], pipeline.account(), [], pipeline.noise.told()["suppressed"], json=json)
     if pipeline.enforcing is not None and pipeline.enforcing.failure is not None:
         raise pipeline.enforcing.failure
+
+
+def _end_reloads(reloader: Any) -> None:
+    """Have guards that end no longer be given rules: afterwards there is nobody to take them."""
+    with reloader.paused():
+        reloader.apply = lambda _: None
