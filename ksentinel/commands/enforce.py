@@ -82,6 +82,14 @@ def enforce(
     Guards are proven at the start and every minute. What can't be proven is an alert and, if it is to enforce, the end: exit status 1.
     """
     if context.invoked_subcommand is not None:
+        given = [
+            name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+        ]
+        if given:
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand}",
+                remedy="options of a subcommand stand behind its name",
+            )
         return
     from ksentinel.commands import enforcing
 
@@ -129,7 +137,7 @@ def enforce(
         return enforcing.enforcing(
             settings,
             stream,
-            enforcing.derived(in_force.rules),
+            enforcing.derived(in_force.rules, in_force.policy),
             entries,
             wanted,
             store=at,
@@ -430,11 +438,11 @@ def _since(text: str) -> int:
 def _policy(settings: Config, rules: list[Path] | None, store: Path) -> tuple[Any, Any]:
     """Return the policy that would be enforced, and who is spared; raises RuleError."""
     from ksentinel.commands.enforcing import compile_here, derived, load_settings, spared_here
-    from ksentinel.commands.walk import load_rules, rule_paths
+    from ksentinel.commands.walk import load_policy, load_rules, rule_paths
 
     entries = load_settings(settings)
     ruleset = load_rules(rule_paths(settings, rules))
-    compiled = compile_here(derived(ruleset), entries, store=store, socket=None)
+    compiled = compile_here(derived(ruleset, load_policy(settings)), entries, store=store, socket=None)
     for one in compiled.places_missing:
         tell(f"{one.at}: {one.path} isn't there")
     return compiled, spared_here(entries)
