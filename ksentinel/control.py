@@ -401,15 +401,17 @@ class Control:
             return "refused", refusal(HostError(permission.reason, remedy=permission.remedy))
         if request.changes:
             return self._change(name, request, given, peer)
-        return self._call(name, request, given)
+        return self._call(name, request, given, peer)
 
-    def _call(self, name: str, request: Request, given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def _call(
+        self, name: str, request: Request, given: dict[str, Any], peer: Peer
+    ) -> tuple[str, dict[str, Any]]:
         try:
             arguments = arguments_of(name, request.arguments, given)
         except UsageError as error:
             return "malformed", refusal(error)
         try:
-            answer = request.handler(arguments)
+            answer = request.handler(arguments, peer) if request.by else request.handler(arguments)
         except KsentinelError as error:
             return "failed", refusal(error)
         except Exception as error:  # noqa: BLE001 -- the client is told, the operator, and the counter
@@ -427,7 +429,7 @@ class Control:
                 HostError(f"{name} was not done, the audit trail can't have it: {error}", remedy=error.remedy)
             )
         self._counts["changes"] += 1
-        counter, plain = self._call(name, request, given)
+        counter, plain = self._call(name, request, given, peer)
         try:
             self._write(name, peer, "done" if plain["ok"] else plain["error"], arguments=given)
         except KsentinelError as error:

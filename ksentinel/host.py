@@ -494,7 +494,6 @@ def control(
     from ksentinel.control import Control
     from ksentinel.mutes import Mute, in_words
     from ksentinel.protocol import (
-        ConfirmArguments,
         Group,
         ModeArguments,
         MuteArguments,
@@ -582,12 +581,15 @@ def control(
             return {"released": True, "lifted": 0}
         return {"released": False, "lifted": enforcing.lift(asked_for.pid)}
 
-    def confirm(asked_for: ConfirmArguments) -> dict[str, Any]:
+    def confirm(_arguments: Any, peer: Any) -> dict[str, Any]:
         from ksentinel.commands.enforcing import login_of
 
-        login = login_of(asked_for.pid)
+        # Whose login it is the kernel says: who asks could name anybody's.
+        login = login_of(peer.pid) if peer.pid else None
         if login is None:
-            raise UsageError(f"there is no process {asked_for.pid}", remedy="confirm it from a login shell")
+            raise UsageError(
+                "nobody is seen who confirms it", remedy="confirm it from a login shell of this host"
+            )
         enforcing.confirm(login)
         return dict(enforcing.told())
 
@@ -614,7 +616,7 @@ def control(
                 else {
                     "mode": Request(mode, changes=True, arguments=ModeArguments),
                     "release": Request(release, changes=True, arguments=ReleaseArguments),
-                    "confirm": Request(confirm, changes=True, arguments=ConfirmArguments),
+                    "confirm": Request(confirm, changes=True, by=True),
                 }
             ),
         },

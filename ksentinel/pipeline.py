@@ -148,8 +148,7 @@ class Pipeline:
             lost = now_lost
             if self.enforcing is not None:
                 self.enforcing.denied([item for item in batch if isinstance(item, HookEvent)])
-                for notice in self.enforcing.notices():
-                    yield from self._tell(self.incidents.match(notice, lossy=lossy))
+                yield from self._notices(lossy=lossy)
             anomalies = iter(self._assess(batch))
             for item in batch:
                 if self.flight is not None:
@@ -171,6 +170,8 @@ class Pipeline:
                 if batch:
                     self.noise.advance(_time(batch[-1]))
                 self.noise.flush()
+        # Why enforcement has ended may have been said since the last batch.
+        yield from self._notices(lossy=False)
         yield from self._tell(self.incidents.finish())
         if self.flight is not None:
             self.flight.flush()
@@ -252,6 +253,10 @@ class Pipeline:
         for match in (*expected, *found):
             self.counts["matches"] += 1
             yield from self.incidents.match(match, lossy=lossy)
+
+    def _notices(self, *, lossy: bool) -> Iterator[Alert]:
+        for notice in () if self.enforcing is None else self.enforcing.notices():
+            yield from self._tell(self.incidents.match(notice, lossy=lossy))
 
     def _expire(self, batch: list[Item]) -> None:
         """Say which exceptions have ended by now."""

@@ -148,13 +148,6 @@ class ReleaseArguments:
 
 
 @dataclass(frozen=True, slots=True)
-class ConfirmArguments:
-    """The arguments of ``confirm``: a process of the login that confirms."""
-
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """
     A kind of request.
@@ -169,11 +162,14 @@ class Request:
         Whether it changes the daemon. Then only root may, and the audit trail has it before it is done.
     arguments
         A dataclass: what comes with the request, beside ``version`` and ``request``.
+    by
+        The handler is given the `Peer` who asks, too: what it does depends on that.
     """
 
-    handler: Callable[[Any], Any]
+    handler: Callable[..., Any]
     changes: bool
     arguments: type = Nothing
+    by: bool = False
 
 
 def understand(line: bytes, requests: Collection[str]) -> tuple[str, dict[str, Any]]:
@@ -323,7 +319,7 @@ def _answered(line: bytes, path: Path) -> Any:
 
 def _nobody(path: Path, error: OSError) -> KsentinelError:
     """Return what it means that one can't connect."""
-    start = "start one by `ksentinel monitor`, or name its socket by --control"
+    start = "start one by `ksentinel monitor` or `ksentinel enforce`, or name its socket by --control"
     if isinstance(error, FileNotFoundError):
         return HostError("no ksentinel is running here", at=path, remedy=start)
     if isinstance(error, ConnectionRefusedError):

@@ -8,7 +8,8 @@ They are read and compiled beside the walk, which takes them up with its next ba
 import queue
 import signal
 import threading
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
 from ksentinel.alert import when
@@ -87,6 +88,12 @@ class Reloader:
     def __exit__(self, *_error: object) -> None:
         self._signals.put(None)
         self._thread.join()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have reloads wait meanwhile, and wait for the one that goes on: what they apply to begins, or ends."""
+        with self._one_at_a_time:
+            yield
 
     def signal(self, name: str) -> None:
         """Have the rules reloaded soon, because that signal came; may be called from its handler."""

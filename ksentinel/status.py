@@ -138,6 +138,8 @@ class EnforcementStatus:
         What the operator asked for; what is in force; what the canary has seen in force (``no``: nothing).
     why
         Why *mode* is less than *requested*.
+    proving
+        What is in force hasn't been tried yet.
     released
         Nothing is denied, whatever else says so.
     proven_ns
@@ -163,6 +165,7 @@ class EnforcementStatus:
     requested: str
     mode: str
     verified: str
+    proving: bool = False
     why: tuple[str, ...] = ()
     released: bool = False
     on_exit: str = "open"

@@ -2,7 +2,8 @@
 """Enforce on this host, see what that would do, and get out of it again."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,13 +26,17 @@ from ksentinel.commands.options import (
 )
 from ksentinel.commands.output import print_json, tell
 from ksentinel.config import Config
-from ksentinel.errors import HostError, UsageError
+from ksentinel.errors import HostError, InputError, KsentinelError, UsageError
 
-_PROOF_SECONDS = 30.0
+_ANSWER_SECONDS = 30.0
+_PROOF_SECONDS = 120.0
+_ASK_EVERY = 0.2
 
 ModeName = Annotated[
     str | None,
-    typer.Option("--mode", metavar="MODE", help="off, permissive or enforce; default: permissive."),
+    typer.Option(
+        "--mode", metavar="MODE", help="off, permissive or enforce; default: the configuration's, permissive."
+    ),
 ]
 
 
@@ -41,7 +46,8 @@ def enforce(
     degrade: Annotated[
         bool,
         typer.Option(
-            "--degrade", help="Where it can't be verified, go on permissive, and alert, instead of ending."
+            "--degrade",
+            help="Where nothing can be enforced, or it can't be verified, go on as `monitor` does, or permissive, and alert, instead of ending.",
         ),
     ] = False,
     confirm: Annotated[
@@ -55,7 +61,9 @@ def enforce(
     on_exit: Annotated[
         str | None,
         typer.Option(
-            "--on-exit", metavar="WHAT", help="After a crash: open (guards end) or hold (they stay)."
+            "--on-exit",
+            metavar="WHAT",
+            help="When it is killed or crashes: open (guards end) or hold (they stay for a while); default: the configuration's, open.",
         ),
     ] = None,
     duration: Duration = None,
@@ -71,9 +79,17 @@ def enforce(
     """
     Watch this host live as `monitor` does, with guards in the kernel that refuse what rules forbid. Needs root and BPF LSM.
 
-    Guards are proven at the start and every minute; exit status 1 if they can't be.
+    Guards are proven at the start and every minute. What can't be proven is an alert and, if it is to enforce, the end: exit status 1.
     """
     if context.invoked_subcommand is not None:
+        given = [
+            name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+        ]
+        if given:
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand}",
+                remedy="options of a subcommand stand behind its name",
+            )
         return
     from ksentinel.commands import enforcing
 
@@ -82,7 +98,10 @@ def enforce(
     wanted_exit = on_exit or settings.enforce.on_exit
     if wanted_exit not in {"open", "hold"}:
         raise UsageError(f"--on-exit {wanted_exit!r} is none of open, hold")
-    within = parse_duration(confirm) if confirm is not None else None
+    within = parse_duration(confirm, "--confirm")
+    socket = control_socket(settings, control, off=no_control)
+    if within is not None and socket is None:
+        raise UsageError("--confirm needs the control socket", remedy="leave out --no-control")
     refused = enforcing.preflight()
     if refused is not None:
         if not degrade:
@@ -94,11 +113,12 @@ def enforce(
     from ksentinel.enforce.rollout import Boots, Confirmation
 
     entries = enforcing.load_settings(settings)
-    socket = control_socket(settings, control, off=no_control)
     kept = store or host.default_store()
-    most, why = enforcing.start_of(Boots(enforcing.boots_file(kept.parent), os.geteuid()), wanted_mode)
-    if within is not None and socket is None:
-        raise UsageError("--confirm needs the control socket", remedy="leave out --no-control")
+    most, why = enforcing.start_of(
+        Boots(enforcing.boots_file(kept.parent), os.geteuid()),
+        # What is never enforced keeps no host from coming up.
+        refused is None and enforcing.enforces(wanted_mode, entries),
+    )
     began = enforcing.boot_ns()
     wanted = Wanted(
         wanted_mode,
@@ -110,13 +130,14 @@ def enforce(
         most=most,
         why=why,
         sentence_ns=int(settings.enforce.sentence_seconds * 1e9),
+        refused="" if refused is None else refused.what,
     )
 
     def begin(stream: Any, in_force: Any, at: Path) -> AbstractContextManager[Any]:
         return enforcing.enforcing(
             settings,
             stream,
-            enforcing.derived(in_force.rules),
+            enforcing.derived(in_force.rules, in_force.policy),
             entries,
             wanted,
             store=at,
@@ -145,25 +166,33 @@ def switch_mode(
     rule: Annotated[str, typer.Option("--rule", metavar="NAME", help="Of this rule or entry alone.")] = "",
     cgroup: Annotated[
         str,
-        typer.Option("--cgroup", metavar="PATH", help="Of this control group, and those below it, alone."),
+        typer.Option(
+            "--cgroup",
+            metavar="PATH",
+            help="Of this control group, and those below it, alone: /system.slice/nginx.service.",
+        ),
     ] = "",
     control: ControlFile = None,
     json: Json = False,
 ) -> None:
-    """Switch the mode of a running `ksentinel enforce`, of the host, a rule or a control group, until it ends."""
+    """
+    Switch the mode of a running `ksentinel enforce`: the host's, or until the next reload a rule's or a control group's.
+
+    A mode of the host ends a release. Exit status 1 if it isn't verified.
+    """
     from ksentinel.report.enforce import posture_lines
 
-    told = _ask(control, "mode", mode=str(_mode(mode)), rule=rule, cgroup=cgroup)
+    told = _proven(control, _ask(control, "mode", mode=str(_mode(mode)), rule=rule, cgroup=cgroup))
     print_json(told) if json else posture_lines(told)
     if not rule and not cgroup and told["verified"] != told["requested"]:
         raise typer.Exit(1)
 
 
 def confirm(control: ControlFile = None, json: Json = False) -> None:
-    """Confirm, from a new login, that one can still log in: what was started with --confirm goes on."""
+    """Confirm, from a new login, that one can still log in, or that two boots weren't the guards' doing: enforcement goes on."""
     from ksentinel.report.enforce import posture_lines
 
-    told = _ask(control, "confirm", pid=os.getpid())
+    told = _proven(control, _ask(control, "confirm"))
     print_json(told) if json else posture_lines(told)
 
 
@@ -182,31 +211,43 @@ def release(
     json: Json = False,
 ) -> None:
     """Have nothing denied any more, at once, until a mode is asked for again."""
+    from ksentinel.commands.enforcing import key_of
     from ksentinel.enforce.left import PINS, left
 
     if pid is not None and everything:
         raise UsageError("--pid and --all exclude each other", remedy="say one of them")
     told: dict[str, Any] = {"released": False, "lifted": 0, "left": []}
+    failed: list[KsentinelError] = []
     if everything:
         # First what needs nobody's answer.
-        for one in left(PINS):
-            released = one.release()
-            holds = list(one.holds)
-            if holds or not _runs(one.pid):
-                one.remove()
-            told["left"].append({"pid": one.pid, "released": released, "guards": holds})
-            told["released"] |= released
+        for one in left(PINS, os.geteuid()):
+            found: dict[str, Any] = {"pid": one.pid, "released": False, "guards": list(one.holds)}
+            told["left"].append(found)
+            # What can't be done with one is no reason to leave the others.
+            try:
+                found["released"] = one.release()
+                if not one.runs(key_of):
+                    one.remove()
+            except HostError as error:
+                failed.append(error)
+            told["released"] |= found["released"]
     try:
         told |= _ask(control, "release", pid=pid or 0)
-    except HostError as error:
+    except KsentinelError as error:
         if not everything:
             raise
         told["answer"] = str(error)
     if json:
-        print_json(told)
-        return
+        print_json(told | ({"failed": [str(error) for error in failed]} if failed else {}))
+    else:
+        _tell_released(told, pid)
+    if failed:
+        raise failed[0]
+
+
+def _tell_released(told: Mapping[str, Any], pid: int | None) -> None:
     for one in told["left"]:
-        guards = f", {len(one['guards'])} programs that were pinned let go" if one["guards"] else ""
+        guards = f", {len(one['guards'])} programs that were pinned" if one["guards"] else ""
         tell(
             f"the ksentinel of PID {one['pid']}: {'released' if one['released'] else 'had no switch'}{guards}"
         )
@@ -251,14 +292,14 @@ def plan(
 
 def ready(
     days: Annotated[
-        float, typer.Option("--days", metavar="N", help="How long they shall have been watched.")
+        float, typer.Option("--days", metavar="N", help="How many days they must have been unchanged.")
     ] = 7.0,
     rules: RulePaths = None,
     store: StoreFile = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Say whether permissive guards may be enforced: how long they were watched, and which would-denies have no answer. Exit 1: no."""
+    """Say whether permissive guards may be enforced: how long they are unchanged, which would-be denials have no answer. Exit 1: no."""
     from ksentinel.commands.enforcing import changes_file
     from ksentinel.commands.walk import load_exceptions, load_rules, rule_paths
     from ksentinel.enforce.denial import identity, rule_behind
@@ -318,17 +359,23 @@ def note(
     ],
     exe: Annotated[str, typer.Argument(metavar="EXE", help="The executable that was denied.")],
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="attack: it is none that must go on working; or your words.")
+        str,
+        typer.Argument(
+            metavar="WHAT", help="attack: it is to be denied. Other words are kept, and are no answer."
+        ),
     ] = "attack",
     service: Annotated[
         str | None, typer.Option("--service", metavar="EXE", help="Of this service alone.")
     ] = None,
     store: StoreFile = None,
 ) -> None:
-    """Answer a would-deny: write down what somebody has found out about it."""
+    """Answer a would-be denial, or write down what somebody has found out about it."""
     from ksentinel.store import Store
 
-    with Store(store or host.default_store(), host.user(), write=True) as kept:
+    place = store or host.store_to_read()
+    if not place.exists():
+        raise InputError("there is no store", at=place, remedy="name one by --store")
+    with Store(place, host.user(), write=True) as kept:
         services = (
             {service}
             if service is not None
@@ -343,7 +390,7 @@ def note(
 
 
 def never(config: ConfigFile = None, json: Json = False) -> None:
-    """Show who is never denied anything, and why."""
+    """Show who is never denied anything, and why; in ksentinel's place stands this command."""
     from ksentinel.commands.enforcing import load_settings, spared_here
     from ksentinel.report.enforce import never_table
 
@@ -370,11 +417,16 @@ def _ask(control: Path | None, request: str, **arguments: Any) -> Any:
     from ksentinel.protocol import ask
 
     path = control or host.socket_to_ask()
-    return ask(path, request, trusted={0, host.user()}, seconds=_PROOF_SECONDS, **arguments)
+    return ask(path, request, trusted={0, host.user()}, seconds=_ANSWER_SECONDS, **arguments)
 
 
-def _runs(pid: int) -> bool:
-    return Path("/proc", str(pid)).exists()
+def _proven(control: Path | None, told: Any) -> Any:
+    """Return what `status` says of enforcement once what is in force has been tried, or that takes too long."""
+    end = time.monotonic() + _PROOF_SECONDS
+    while told["proving"] and time.monotonic() < end:
+        time.sleep(_ASK_EVERY)
+        told = _ask(control, "status")["enforcement"]
+    return told
 
 
 def _since(text: str) -> int:
@@ -386,11 +438,11 @@ def _since(text: str) -> int:
 def _policy(settings: Config, rules: list[Path] | None, store: Path) -> tuple[Any, Any]:
     """Return the policy that would be enforced, and who is spared; raises RuleError."""
     from ksentinel.commands.enforcing import compile_here, derived, load_settings, spared_here
-    from ksentinel.commands.walk import load_rules, rule_paths
+    from ksentinel.commands.walk import load_policy, load_rules, rule_paths
 
     entries = load_settings(settings)
     ruleset = load_rules(rule_paths(settings, rules))
-    compiled = compile_here(derived(ruleset), entries, store=store, socket=None)
+    compiled = compile_here(derived(ruleset, load_policy(settings)), entries, store=store, socket=None)
     for one in compiled.places_missing:
         tell(f"{one.at}: {one.path} isn't there")
     return compiled, spared_here(entries)

@@ -7,20 +7,21 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ksentinel import host, support
-from ksentinel.bpf import probe
 from ksentinel.bpf.guard_abi import Hook
 from ksentinel.commands.output import tell
 from ksentinel.commands.walk import user_names
 from ksentinel.config import Config
 from ksentinel.enforce import Mode, OnExit
 from ksentinel.enforce.breaker import Breaker, Change, is_roots
-from ksentinel.enforce.canary import Canary, Helper, Mailbox, proof_in
+from ksentinel.enforce.canary import Canary, Helper, HelperError, Mailbox, proof_in
 from ksentinel.enforce.compiled import Compiled
 from ksentinel.enforce.compiler import compile_policy
 from ksentinel.enforce.enforcement import Enforcement, Wanted
@@ -42,24 +43,26 @@ from ksentinel.enforce.rollout import (
 )
 from ksentinel.enforce.settings import Settings, load
 from ksentinel.enforce.vital import Own
-from ksentinel.errors import HostError, InputError
+from ksentinel.errors import HostError, InputError, KsentinelError
 from ksentinel.event import Process, ProcessKey
+from ksentinel.level import Level
 from ksentinel.mounts import MOUNTINFO, cgroup_mounts
+from ksentinel.policy import Action, Policy
+from ksentinel.rules import Rule
 from ksentinel.rules.derivation import Derived, derive
 from ksentinel.shipped import shipped
 
 _PROC = Path("/proc")
 _TICK = 1.0
+_HELPERS = 8
+_UNSET = 0xFFFFFFFF
+_TRIES = 5
 
 
 def preflight() -> HostError | None:
-    """Return why guards can't stand on this host, with the remedy; None if they can. Takes a moment."""
-    active = support.active_lsms()
-    checks = [support.kernel(), support.capabilities(), support.btf(), support.libbpf(probe.why_no_libbpf())]
-    if all(check.ok for check in checks):
-        checks += [support.bpf_lsm(active), support.lsm_program(probe.try_program(probe.LSM), active)]
-    for check in checks:
-        if not check.ok:
+    """Return why guards can't stand on this host, with the remedy, as `doctor` says; None if they can. Takes a moment."""
+    for check in support.examine():
+        if not check.ok and support.ENFORCE in check.needed_for:
             return HostError(
                 f"nothing can be enforced here: {check.name}: {check.reason}", remedy=check.remedy
             )
@@ -73,15 +76,32 @@ def load_settings(config: Config) -> Settings:
     )
 
 
-def derived(ruleset: Any) -> tuple[Derived, ...]:
-    """Return every rule, those that ask for it with their guards."""
+def derived(rules: Any, policy: Any) -> tuple[Derived, ...]:
+    """Return every rule, those with their guards that ask for it and that the verdict's policy lets act."""
     users = user_names()
-    return tuple(
-        derive(one, users)
-        if one.rule.response is not None and one.rule.response.inline
-        else Derived(one.rule, (), ())
-        for one in ruleset.compiled
-    )
+    found = []
+    for one in rules.compiled:
+        response, rule = one.rule.response, one.rule
+        if response is None or not response.inline:
+            found.append(Derived(rule, (), ()))
+            continue
+        most = permitted(rule, policy)
+        if Action(response.action).rank > most.rank:
+            tell(
+                f"{rule.title}: asks for {response.action} in the kernel, and at level {rule.level} the policy permits "
+                f"{'no more than an alert' if most is Action.ALERT else f'at most {most}'}: it has no guard"
+            )
+            found.append(Derived(replace(rule, response=replace(response, inline=False)), (), ()))
+            continue
+        found.append(derive(one, users))
+    return tuple(found)
+
+
+def permitted(rule: Rule, policy: Policy) -> Action:
+    """Return the most that the policy permits about a rule: by itself, or (two keys) with a model that speaks, too."""
+    asked = rule.response is not None and rule.response.anomalous
+    models = [level for level in Level if level > Level.NONE] if asked else [Level.NONE]
+    return max((policy.cell(rule.level, model, ()).permits for model in models), key=lambda one: one.rank)
 
 
 def compile_here(
@@ -100,35 +120,56 @@ def confining(rules: Sequence[Derived]) -> Collection[Hook]:
     return CONFINING if asked & {"quarantine", "kill"} else ()
 
 
-def key_of(pid: int) -> ProcessKey | None:
+def key_of(pid: int, proc: Path = _PROC) -> ProcessKey | None:
     """Return who has that PID now; None if nobody."""
-    try:
-        fields = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
+    fields = _stat(pid, proc)
+    return None if fields is None else _key(pid, fields)
+
+
+def parent_of(pid: int, proc: Path = _PROC) -> int:
+    """Return a process' parent, 0 if it has none."""
+    fields = _stat(pid, proc)
+    return 0 if fields is None else int(fields[1])
+
+
+def login_of(pid: int, proc: Path = _PROC) -> Login | None:
+    """
+    Return the login that a process belongs to; None if it has ended.
+
+    It begins with the oldest process above this one that is of it still: by audit's number, or, where there is none, by having a
+    terminal. A session of one's own (``setsid``, sudo's) begins no login.
+    """
+    fields = _stat(pid, proc)
+    if fields is None:
         return None
+    number = _number(pid, "sessionid", proc)
+    leader = key_of(int(fields[3]), proc) or _key(pid, fields)
+    above = int(fields[1])
+    while above > 1 and (status := _stat(above, proc)) is not None:
+        numbered = number not in {None, _UNSET}
+        if _number(above, "sessionid", proc) != number if numbered else not int(status[4]):
+            break
+        leader = min(leader, _key(above, status), key=lambda one: one.start_ns)
+        above = int(status[1])
+    return Login(leader, number, _number(pid, "loginuid", proc))
+
+
+def _key(pid: int, fields: Sequence[bytes]) -> ProcessKey:
     return ProcessKey(pid, int(fields[19]) * 10_000_000)
 
 
-def parent_of(pid: int) -> int:
-    """Return a process' parent, 0 if it has none."""
+def _stat(pid: int, proc: Path) -> list[bytes] | None:
+    """Return the fields of its stat from the third on; None if there is no such process, or it has ended and nobody has asked how."""
     try:
-        return int((_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def login_of(pid: int) -> Login | None:
-    """Return the login that a process belongs to; None if it has ended."""
-    try:
-        leader = key_of(os.getsid(pid))
+        fields = (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
         return None
-    return None if leader is None else Login(leader, _number(pid, "sessionid"), _number(pid, "loginuid"))
+    return None if not fields or fields[0] in {b"Z", b"X"} else fields
 
 
-def _number(pid: int, name: str) -> int | None:
+def _number(pid: int, name: str, proc: Path) -> int | None:
     try:
-        return int((_PROC / str(pid) / name).read_text())
+        return int((proc / str(pid) / name).read_text())
     except (OSError, ValueError):
         return None
 
@@ -154,34 +195,54 @@ class Here:
     ----------
     table
         Who runs, as the live stream knows it.
+    epoch_ns
+        When this host booted, as the stream's events have it: its clock may have been set since.
+
+    Attributes
+    ----------
+    helpers
+        The canary's, the last ones: what they do may come late.
     """
 
-    def __init__(self, table: Any, *, store: Path, socket: Path | None, state: Path | None) -> None:
+    def __init__(
+        self, table: Any, epoch_ns: int, *, store: Path, socket: Path | None, state: Path | None
+    ) -> None:
         self.table = table
+        self.epoch_ns = epoch_ns
         self.store = store
         self.socket = socket
         self.changes_file = changes_file(state)
+        self.boots_file = boots_file(state)
         self._cmdline = release_words((_PROC / "cmdline").read_bytes().decode("utf-8", "replace"))
         self._changes: dict[str, Change] | None = None
-        self.helper: ProcessKey | None = None
+        self.helpers: deque[ProcessKey] = deque(maxlen=_HELPERS)
 
     def boot_ns(self) -> int:
         """Nanoseconds since boot."""
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return boot_ns()
 
     def now_ns(self) -> int:
-        """Nanoseconds since the epoch."""
-        return host.now_ns()
+        """Nanoseconds since the epoch, by the clock that events have."""
+        return self.epoch_ns + boot_ns()
 
     def processes(self) -> Sequence[Process]:
         """Who runs."""
+        for _ in range(_TRIES):
+            # It is the walk's: whoever is born or ends while another thread looks makes that look again.
+            with suppress(RuntimeError):
+                return list(self.table)
         return list(self.table)
 
     def own(self) -> Process:
         """Return this process."""
         key = key_of(os.getpid()) or ProcessKey(os.getpid(), 0)
-        found: Process = self.table.find(key)
-        return found
+        found: Process | None = self.table.get(key.pid)
+        return found if found is not None and found.key == key else Process(key, exe=sys.executable)
+
+    def is_helper(self, process: Process) -> bool:
+        """Tell whether a process is the canary's helper, or one of its children."""
+        helpers = self.helpers
+        return process.key in helpers or any(above.key in helpers for above in process.ancestors())
 
     def compile(self, rules: Any, settings: Settings) -> Compiled:
         """Return the policy of rules and settings; raises RuleError."""
@@ -189,21 +250,23 @@ class Here:
 
     def never(self, settings: Settings) -> Sequence[Spared]:
         """Return who is never denied anything, the canary's helper among them."""
-        helper = self.helper
-        own = (
-            ()
-            if helper is None
-            else (Spared("the canary's helper", "it prepares the proofs", process=helper, children=True),)
+        helper = list(self.helpers)[-1:]
+        return (
+            *spared_here(settings),
+            *(
+                Spared("the canary's helper", "it prepares the proofs", process=one, children=True)
+                for one in helper
+            ),
         )
-        return (*spared_here(settings), *own)
 
     def cgroups(self, path: str) -> tuple[int, ...]:
         """Return the id of a control group."""
         mounted = cgroup_mounts(MOUNTINFO.read_text())
         if mounted.v2 is None or ".." in path:
             return ()
+        place = mounted.v2 / path.lstrip("/")
         with suppress(OSError, ValueError):
-            return ((mounted.v2 / path.lstrip("/")).stat().st_ino,)
+            return (place.stat().st_ino,) if place.is_dir() else ()
         return ()
 
     def releases(self) -> Sequence[Release]:
@@ -228,6 +291,10 @@ class Here:
         except InputError as error:
             tell(f"{error}: the next start will count all rules as changed")
 
+    def forgive(self) -> None:
+        """Write down that the boots weren't the guards' doing; raises InputError."""
+        Boots(self.boots_file, os.geteuid()).forgive()
+
 
 class Nowhere:
     """In place of guards on a host that takes none, where that was accepted: nothing stands, and nothing is verified."""
@@ -235,7 +302,7 @@ class Nowhere:
     def __init__(self, why: HostError) -> None:
         self.mode = Mode.OFF
         self.most: Mode | None = None
-        self.epoch = 0
+        self.epoch, self.following = 0, 1
         self.released = False
         self.attached: tuple[Hook, ...] = ()
         self.missing: dict[Hook, str] = {}
@@ -268,9 +335,15 @@ class Nowhere:
     beat = lift = spare = cgroup_modes = _nothing
 
 
-def start_of(boots: Boots, mode: Mode) -> tuple[Mode, str]:
-    """Return the most that the boots before allow, and why."""
-    if mode is not Mode.ENFORCE:
+def enforces(mode: Mode, settings: Settings) -> bool:
+    """Tell whether anything is to be enforced: on the host, by a rule or an entry, in a control group."""
+    named = (*settings.modes.values(), *settings.cgroups.values(), *(one.mode for one in settings.entries))
+    return Mode.ENFORCE in {mode, *named}
+
+
+def start_of(boots: Boots, enforced: bool) -> tuple[Mode, str]:
+    """Return the most that the boots before allow, and why, if anything is to be enforced."""
+    if not enforced:
         return Mode.ENFORCE, ""
     boot_id = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     booted_ns = host.now_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -307,7 +380,8 @@ def enforcing(
     """
     from ksentinel.actor import nothing
 
-    here = Here(stream.normalizer.table, store=store, socket=socket, state=state)
+    normalizer = stream.normalizer
+    here = Here(normalizer.table, normalizer.epoch_ns, store=store, socket=socket, state=state)
     collector = stream.collector
     mailbox = Mailbox()
     with ExitStack() as stack:
@@ -326,8 +400,14 @@ def enforcing(
             )
 
         def started(pid: int) -> None:
-            here.helper = key_of(pid)
-            guards.spare(here.never(enforcement.settings))
+            key = key_of(pid)
+            if key is None:
+                raise HelperError("the canary's helper has ended at once")
+            here.helpers.append(key)
+            try:
+                enforcement.spare_helper()
+            except HostError as error:
+                raise HelperError(f"the canary's helper can't be spared: {error}") from error
 
         canary = stack.enter_context(
             Canary(
@@ -342,7 +422,9 @@ def enforcing(
         breaker = Breaker(is_roots, pinned=settings.pinned)
         enforcement = Enforcement(guards, canary, mailbox, breaker, here, wanted, rules, settings, tell)
 
-        enforcement.reload = lambda loaded: enforcement.change(derived(loaded.rules), load_settings(config))
+        enforcement.reload = lambda loaded: enforcement.change(
+            derived(loaded.rules, loaded.policy), load_settings(config)
+        )
 
         def divert(record: memoryview) -> bool:
             told = proof_in(record)
@@ -354,14 +436,11 @@ def enforcing(
         watched = stream.keep
 
         def keep(item: Any) -> bool:
-            process = item.process
-            if canary.is_canary(process.key.pid) or any(
-                canary.is_canary(one.key.pid) for one in process.ancestors()
-            ):
+            if here.is_helper(item.process):
                 return False  # what it tries is nobody's business
             return watched is None or bool(watched(item))
 
-        stream.normalizer.rule_of, stream.divert, stream.keep = enforcement.policies.rule_of, divert, keep
+        normalizer.rule_of, stream.divert, stream.keep = enforcement.policies.rule_of, divert, keep
         if refused is None:
             _pinning(stack, config, guards, enforcement, wanted)
         else:
@@ -374,35 +453,59 @@ def _pinning(
     stack: ExitStack, config: Config, guards: Guards, enforcement: Enforcement, wanted: Wanted
 ) -> None:
     """Attach, take over from runs that have ended, and only then let go of what they have left."""
-    before = [one for one in left(PINS) if key_of(one.pid) is None or one.holds]
-    pids = [one.key.pid for one in enforcement.world.processes()]
-    for one in before:
-        guards.take_over(one, pids)
     hold = wanted.on_exit is OnExit.HOLD
-    folder = PINS / f"{os.getpid()}-{time.clock_gettime_ns(time.CLOCK_BOOTTIME)}"
+    mine = Left(PINS / f"{os.getpid()}-{boot_ns()}")
     pinned = False
     try:
-        folder.mkdir(mode=0o700, parents=True)
-        stack.callback(_unpin, Left(folder))
+        PINS.mkdir(mode=0o700, exist_ok=True)
+        mine.folder.mkdir(mode=0o700)
+
+        def end(kind: type[BaseException] | None, error: object, _trace: object) -> None:
+            # What wasn't asked to end is what guards that hold are for.
+            if kind is None or not hold or issubclass(kind, KeyboardInterrupt):
+                _unpin(mine)
+            else:
+                tell(f"guards stay, for {config.enforce.hold_seconds:g} s or until the next start ({error})")
+
+        stack.push(end)
         pinned = True
     except OSError as error:
         if hold:
             raise HostError(
-                f"guards can't outlive ksentinel: {folder}: {error.strerror}",
+                f"guards can't outlive ksentinel: {mine.folder}: {error.strerror}",
                 remedy="mount -t bpf bpf /sys/fs/bpf; or --on-exit open",
             ) from None
         tell(
             f"no BPF file system: `ksentinel release --all` works only while ksentinel answers ({error.strerror})"
         )
+    # Of two that start at once at least one sees the other.
+    before = ended(left(PINS, os.geteuid()), mine)
+    pids = [one.key.pid for one in enforcement.world.processes()]
+    for one in before:
+        guards.take_over(one, pids)
     guards.hold(
         two_key_ns=int(config.enforce.two_key_seconds * 1e9), all_ns=int(config.enforce.hold_seconds * 1e9)
     )
     enforcement.start()
     if pinned:
-        guards.pin(folder, links=hold)
+        guards.pin(mine.folder, links=hold)
     for one in before:
         one.remove()
         tell(f"took over from the ksentinel of PID {one.pid}, which has ended")
+
+
+def ended(
+    found: Sequence[Left], mine: Left, key_of: Callable[[int], ProcessKey | None] = key_of
+) -> list[Left]:
+    """Return the runs that have ended without having been asked to; raises HostError if one goes on: there can't be two."""
+    others = [one for one in found if one != mine]
+    for one in others:
+        if one.runs(key_of):
+            raise HostError(
+                f"a ksentinel enforces here already, of PID {one.pid}",
+                remedy="`ksentinel enforce mode` switches its mode; or end it first",
+            )
+    return others
 
 
 def _unpin(mine: Left) -> None:
@@ -414,28 +517,47 @@ def _unpin(mine: Left) -> None:
 
 @contextmanager
 def _kept(enforcement: Enforcement) -> Iterator[None]:
-    """Have it ticked every second by a thread of its own."""
+    """Have it ticked every second by a thread of its own, and proven by another: that takes its time, and a heartbeat mustn't."""
     stopping = threading.Event()
 
-    def run() -> None:
+    def tick() -> None:
+        enforcement.tick()
+        stopping.wait(_TICK)
+
+    def prove() -> None:
+        # A proof needs somebody who reads what guards say.
+        if enforcement.reading.wait(_TICK) and enforcement.is_due():
+            enforcement.prove()
+        enforcement.due.wait(_TICK)
+        enforcement.due.clear()
+
+    def run(step: Callable[[], None]) -> None:
         # Signals are the main thread's: one that came here would not wake it.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not stopping.is_set():
             try:
-                enforcement.tick()
+                step()
             except Exception as error:  # noqa: BLE001 -- a dead thread would be a heartbeat that stops, and proofs that nobody misses
-                enforcement.failure = enforcement.failure or HostError(
-                    f"enforcement has failed: {type(error).__name__}: {error}", remedy="please report this"
-                )
-            stopping.wait(_TICK)
+                enforcement.fail(_broken(error))
+                stopping.wait(_TICK)
 
-    thread = threading.Thread(target=run, name="enforcement")
-    thread.start()
+    threads = [threading.Thread(target=run, args=(step,), name="enforcement") for step in (tick, prove)]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         stopping.set()
-        thread.join()
+        enforcement.stop()
+        for thread in threads:
+            thread.join()
+        enforcement.keep_changes()
+
+
+def _broken(error: Exception) -> KsentinelError:
+    if isinstance(error, KsentinelError):
+        return error
+    return HostError(f"enforcement has failed: {type(error).__name__}: {error}", remedy="please report this")
 
 
 def boot_ns() -> int:

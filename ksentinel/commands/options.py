@@ -69,7 +69,7 @@ Duration = Annotated[
 ]
 
 
-def parse_duration(text: str | None) -> float | None:
+def parse_duration(text: str | None, option: str = "--for") -> float | None:
     """
     Return seconds; ``s`` may be left out.
 
@@ -87,7 +87,7 @@ def parse_duration(text: str | None) -> float | None:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < 10 * 365 * 86400:
-        raise UsageError(f"--for {text!r} is no duration", remedy="say 90s, 10m or 2h")
+        raise UsageError(f"{option} {text!r} is no duration", remedy="say 90s, 10m or 2h")
     return seconds
 
 

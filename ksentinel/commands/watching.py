@@ -4,6 +4,7 @@
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,13 @@ def watch(
             )
         )
         if enforce is not None:
-            pipeline.enforcing = stack.enter_context(enforce(stream, pipeline.in_force, kept))
-            reloader.apply = pipeline.enforcing.reload
+            # Rules that are loaded meanwhile would count for the walk alone.
+            with reloader.paused():
+                pipeline.enforcing = stack.enter_context(
+                    enforce(stream, replace(pipeline.in_force, policy=pipeline.incidents.policy), kept)
+                )
+                reloader.apply = pipeline.enforcing.reload
+            stack.callback(_end_reloads, reloader)
         outlet = stack.enter_context(outlet_of(kept, settings, pipeline, json=json))
         if scores is not None:
             from ksentinel.sinks.scores import Scores
@@ -120,3 +126,9 @@ def watch(
     finish([account], pipeline.account(), [], pipeline.noise.told()["suppressed"], json=json)
     if pipeline.enforcing is not None and pipeline.enforcing.failure is not None:
         raise pipeline.enforcing.failure
+
+
+def _end_reloads(reloader: Any) -> None:
+    """Have guards that end no longer be given rules: afterwards there is nobody to take them."""
+    with reloader.paused():
+        reloader.apply = lambda _: None

@@ -388,6 +388,8 @@ def _or_exit(act: Callable[[], Any]) -> None:
     """Act, in a forked process, which must not go on as its parent."""
     status = 1
     try:
+        # Whoever started us may have blocked all signals, this one among them.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         signal.alarm(SECONDS)
         act()
         status = 0

@@ -34,8 +34,9 @@ all. A rule that trips becomes permissive: it still tells. It stays so until som
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from ksentinel.event import HookEvent, Outcome, Process, ProcessKey
@@ -283,13 +284,31 @@ def is_roots(path: str, status: Callable[[str], os.stat_result] = os.lstat) -> b
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a rule's guard is, as a digest of all that decides, its mode among it, and since when."""
+    """
+    What a rule's guard is, and since when.
+
+    Attributes
+    ----------
+    digest
+        Of all that the rule says.
+    mode
+        That it is enforced by, whoever named it.
+    taken_back
+        Why the breaker has taken it back; empty if it hasn't. It stays so over restarts, and whatever else's mode changes.
+    """
 
     digest: str
     since_ns: int
+    mode: str = ""
+    taken_back: str = ""
 
 
-def changes(before: Mapping[str, Change], digests: Mapping[str, str], now_ns: int) -> dict[str, Change]:
+def changes(
+    before: Mapping[str, Change],
+    digests: Mapping[str, str],
+    now_ns: int,
+    modes: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Change]:
     """
     Return since when each rule has been what it is.
 
@@ -297,15 +316,21 @@ def changes(before: Mapping[str, Change], digests: Mapping[str, str], now_ns: in
     ----------
     before
         What the last one returned; kept over restarts, or a restart would be a change.
+    modes
+        That rules are enforced by: a rule that is enforced from now on is one that has changed.
 
     Examples
     --------
     >>> first = changes({}, {"a": "1", "b": "1"}, 100)
-    >>> changes(first, {"a": "1", "b": "2"}, 200)
-    {'a': Change(digest='1', since_ns=100), 'b': Change(digest='2', since_ns=200)}
+    >>> second = changes(first, {"a": "1", "b": "2"}, 200)
+    >>> [(rule, change.since_ns) for rule, change in second.items()]
+    [('a', 100), ('b', 200)]
     """
     found = {}
     for rule, digest in digests.items():
-        known = before.get(rule)
-        found[rule] = known if known is not None and known.digest == digest else Change(digest, now_ns)
+        known, mode = before.get(rule), modes.get(rule, "")
+        if known is None or known.digest != digest:
+            found[rule] = Change(digest, now_ns, mode)
+        else:
+            found[rule] = known if known.mode == mode else replace(known, mode=mode, since_ns=now_ns)
     return found

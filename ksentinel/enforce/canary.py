@@ -107,10 +107,16 @@ class Proof:
 
     @property
     def verified(self) -> bool:
-        """Whether all guards are proven, and there are some; where nothing is enforced there is nothing to prove."""
+        """
+        Whether all guards are proven that can be, and there are some; where nothing is enforced there is nothing to prove.
+
+        What nobody can attempt on this host (a kernel without modules, user namespaces switched off) is no reason to enforce
+        nothing else; it stays among the `unproven`.
+        """
         if self.mode is Mode.OFF:
             return True
-        return bool(self.results) and all(result.verified for result in self.results.values())
+        tried = [one for one in self.results.values() if one.finding is not Finding.IMPOSSIBLE]
+        return bool(tried) and all(result.verified for result in tried)
 
     @property
     def unproven(self) -> dict[Hook, Result]:
@@ -260,6 +266,9 @@ class Attempting(Protocol):
     def go(self, tid: int, seconds: float) -> Done:
         """Let it go."""
 
+    def interrupt(self) -> None:
+        """End it, by another thread than the one that it serves: that one finds it dead."""
+
     def close(self) -> None:
         """End it."""
 
@@ -358,6 +367,10 @@ class Helper:
         number, took, usual = self._numbers(word, text, "done", 3)
         return Done(tid, number, took, bool(usual))
 
+    def interrupt(self) -> None:
+        """End it, by another thread than the one that it serves: that one finds it dead."""
+        self._process.kill()
+
     def close(self) -> None:
         """End it; the kernel takes its namespaces down, and its children see that nobody tells them to go."""
         with suppress(OSError):
@@ -450,6 +463,7 @@ class Mailbox:
         self._clock = clock
         self._records: dict[int, Denial] = {}
         self._changed = Condition()
+        self._closed = False
 
     def put(self, record: Denial) -> None:
         """Take in a record; of those that nobody waits for the oldest go."""
@@ -457,6 +471,12 @@ class Mailbox:
             self._records[record.nonce] = record
             while len(self._records) > _KEPT:
                 del self._records[next(iter(self._records))]
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let nobody wait any longer: no more records will come."""
+        with self._changed:
+            self._closed = True
             self._changed.notify_all()
 
     def take(self, nonce: int, seconds: float) -> Denial | None:
@@ -467,7 +487,7 @@ class Mailbox:
                 if nonce in self._records:
                     return self._records.pop(nonce)
                 left = deadline - self._clock()
-                if left <= 0:
+                if left <= 0 or self._closed:
                     return None
                 if self._poll is None:
                     self._changed.wait(left)
@@ -522,6 +542,7 @@ class Canary:
         self._seconds = seconds
         self._round_seconds = round_seconds
         self._helper: Attempting | None = None
+        self._stopped = False
 
     def __enter__(self) -> Self:
         return self
@@ -537,14 +558,12 @@ class Canary:
         if helper is not None:
             helper.close()
 
-    def is_canary(self, pid: int) -> bool:
-        """
-        Tell whether a process is the helper.
-
-        The attempts are its children's: ask for a process and its ancestors.
-        """
+    def stop(self) -> None:
+        """Have a round that another thread is at end soon, without a proof."""
+        self._stopped = True
         helper = self._helper
-        return helper is not None and helper.pid == pid
+        if helper is not None:
+            helper.interrupt()
 
     def prove(self, hooks: Iterable[Hook], mode: Mode) -> Proof:
         """
@@ -562,6 +581,9 @@ class Canary:
         for hook in asked:
             if broken is not None:
                 results[hook] = Result(broken.finding, str(broken))
+                continue
+            if self._stopped:
+                results[hook] = Result(Finding.LATE, "ksentinel is ending")
                 continue
             if self._clock() >= end:
                 results[hook] = Result(

@@ -6,7 +6,7 @@ What doesn't fit is refused, with the rule's name, and so is what would take a h
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import TypeVar
@@ -117,7 +117,7 @@ class _Builder:
                 title=rule.title,
                 action=_ACTIONS[response.action],
                 mode=self._mode(rule),
-                pinned=not _called(rule).isdisjoint(self.settings.pinned),
+                pinned=not called(rule).isdisjoint(self.settings.pinned),
                 anomalous=response.anomalous,
                 source=derived,
             )
@@ -280,7 +280,7 @@ class _Builder:
 
     def _mode(self, rule: Rule) -> Mode | None:
         """Return the strictest mode that is named for a rule, by any of its names."""
-        modes = [self.settings.modes[name] for name in _called(rule) if name in self.settings.modes]
+        modes = [self.settings.modes[name] for name in called(rule) if name in self.settings.modes]
         return max(modes, key=lambda mode: mode.rank, default=None)
 
     def _check_names(self) -> None:
@@ -322,15 +322,33 @@ def _canary(hook: Hook) -> Way:
     return Way(hook, CANARY_RULE, tuple(need), (0,) * guard_abi.WORDS)
 
 
-def _called(rule: Rule) -> set[str]:
+def called(rule: Rule) -> set[str]:
     """Return what settings may call a rule."""
     return {rule.id, rule.name, PurePath(rule.file).stem} - {""}
+
+
+def renamed(modes: Mapping[str, Mode], name: str, mode: Mode, rules: Iterable[Derived]) -> dict[str, Mode]:
+    """
+    Return *modes* with another one for the rules that *name* means, by whatever name of theirs they had one.
+
+    The strictest of a rule's names counts: one that is left would outdo what is asked for. Other rules that were meant by it keep
+    theirs, by their id.
+    """
+    everyone = [derived.rule for derived in rules]
+    meant = [rule for rule in everyone if name in called(rule)]
+    names = {one for rule in meant for one in called(rule)}
+    found = {key: value for key, value in modes.items() if key not in names}
+    for rule in everyone:
+        theirs = [modes[one] for one in called(rule) if one in modes]
+        if rule not in meant and theirs and not called(rule).isdisjoint(names):
+            found[rule.id] = max(theirs, key=lambda one: one.rank)
+    return found | {name: mode}
 
 
 def _named(rules: Iterable[Derived]) -> dict[str, list[Rule]]:
     named: defaultdict[str, list[Rule]] = defaultdict(list)
     for derived in rules:
-        for name in _called(derived.rule):
+        for name in called(derived.rule):
             named[name].append(derived.rule)
     return named
 

@@ -23,6 +23,8 @@ from ksentinel.rules.guard import Known, Names
 
 ENTRY = "entry:"
 """What the id of an operator's entry begins with, where rules have theirs."""
+EARLIER = 0
+"""What a verdict on a process has where its rule's number should be, if an earlier run gave it."""
 SOURCE = "guard"
 """The log source of what is no Sigma rule."""
 
@@ -134,7 +136,10 @@ class Policies:
     def __init__(self, most: int = 8) -> None:
         self.most = most
         self._known: OrderedDict[int, Compiled] = OrderedDict()
-        self._sentencing: dict[int, tuple[str, str]] = {}
+        self._sentencing: dict[int, tuple[str, str]] = {
+            EARLIER: ("guard:earlier", "A verdict of an earlier run of ksentinel")
+        }
+        self._sentenced: dict[str, Rule] = {}
         self._rules: dict[str, Rule] = {}
 
     def add(self, epoch: int, compiled: Compiled) -> None:
@@ -144,11 +149,18 @@ class Policies:
         if len(self._known) > self.most:
             self._known.popitem(last=False)
         # What went with an older policy is told by the rule of that time.
-        self._rules = {identity(one): rule_behind(one) for old in self._known.values() for one in old.rules}
+        self._rules = self._sentenced | {
+            identity(one): rule_behind(one) for old in self._known.values() for one in old.rules
+        }
+
+    def forget(self, epoch: int) -> None:
+        """Let go of a policy that the kernel didn't take: it mustn't push out those that it has."""
+        self._known.pop(epoch, None)
 
     def sentence(self, number: int, rule: Rule) -> None:
         """Note which rule a verdict on a process is told by: *number* is what the sentence has."""
         self._sentencing[number] = (rule.id, rule.title)
+        self._sentenced[rule.id] = rule
         self._rules.setdefault(rule.id, rule)
 
     def rule_of(self, epoch: int | None, number: int) -> tuple[str, str]:

@@ -3,12 +3,15 @@
 Enforcement, while it runs: what was asked for, what is left of that and why, and what has been proven.
 
 Three modes are kept apart. *requested* is what the operator said. What is *in force* may be less: a release, a confirmation that
-didn't come, a proof that failed, each with its reason. *verified* is what the canary has seen the guards do; nothing else ends up there.
+didn't come, a proof that failed, each with its reason. *verified* is what the canary has seen the guards do, of the policy and the
+switches that are in force, lately; nothing else ends up there.
 """
 
+import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,14 +19,15 @@ from ksentinel.alert import Alert
 from ksentinel.bpf import guard_abi
 from ksentinel.bpf.guard_abi import Hook, SentenceKind
 from ksentinel.enforce import Mode, OnExit
-from ksentinel.enforce.breaker import Breaker, Change, Trip, changes
+from ksentinel.enforce.breaker import WITHIN_NS, Breaker, Change, Trip, changes
 from ksentinel.enforce.canary import Finding, Mailbox, Proof
 from ksentinel.enforce.compiled import Compiled, GuardRule
-from ksentinel.enforce.denial import Policies, identity
+from ksentinel.enforce.compiler import called, renamed
+from ksentinel.enforce.denial import ENTRY, Policies, identity
 from ksentinel.enforce.never import Spared
 from ksentinel.enforce.never import missing as missing_spared
 from ksentinel.enforce.rollout import Confirmation, Login, Release, Stage, least
-from ksentinel.enforce.settings import Settings
+from ksentinel.enforce.settings import Entry, Settings
 from ksentinel.errors import HostError, KsentinelError, UsageError
 from ksentinel.event import AuditEvent, HookEvent, Origin, Process, ProcessKey, Record
 from ksentinel.level import Level
@@ -33,11 +37,15 @@ from ksentinel.rules import Clause, Match, Rule
 SECOND = 1_000_000_000
 PROVE_EVERY_NS = 60 * SECOND
 AGAIN_NS = 2 * SECOND
-"""After a proof that failed."""
+"""After a proof that failed; twice as long after each further one, and no longer than between proofs."""
+STALE_NS = 3 * PROVE_EVERY_NS
+"""After which a proof says nothing any more of what is in force."""
 SWEEP_EVERY = 30
 """Ticks."""
 PATIENCE = 3
 """So many proofs in a row may fail once one has succeeded: what is busy for a moment isn't broken."""
+CATCH_UP_NS = 5 * SECOND
+"""For how long children of who is under a verdict are looked for, of whose birth we hear late."""
 
 UNVERIFIED = Rule(
     "ksentinel:unverified",
@@ -57,6 +65,7 @@ class Guarding(Protocol):
     most: Mode | None
     missing: dict[Hook, str]
     epoch: int
+    following: int
 
     @property
     def attached(self) -> tuple[Hook, ...]:
@@ -102,8 +111,8 @@ class Proving(Protocol):
     def prove(self, hooks: Iterable[Hook], mode: Mode) -> Proof:
         """Prove that guards do what a mode says."""
 
-    def is_canary(self, pid: int) -> bool:
-        """Tell whether a process is the one that tries."""
+    def stop(self) -> None:
+        """Have a proof that goes on end soon."""
 
 
 class World(Protocol):
@@ -139,6 +148,9 @@ class World(Protocol):
     def keep_changes(self, changes: Mapping[str, Change]) -> None:
         """Keep that."""
 
+    def forgive(self) -> None:
+        """Write down that the boots weren't the guards' doing; raises InputError."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -151,10 +163,12 @@ class Wanted:
         Where it can't be verified, go on permissive instead of ending.
     confirm
         It ends unless it is confirmed.
-    start
+    most, why
         The most that the boots before allow, and why.
     sentence_ns
         How long a verdict on a process lasts.
+    refused
+        Why no guard can stand on this host, where that was accepted; empty if they can.
     """
 
     mode: Mode
@@ -164,33 +178,68 @@ class Wanted:
     most: Mode = Mode.ENFORCE
     why: str = ""
     sentence_ns: int = 600 * SECOND
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _InForce:
+    """All that a proof is of: with any of it changed, it is of the past."""
+
+    mode: Mode
+    most: Mode | None
+    released: bool
+    epoch: int
+    hooks: tuple[Hook, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """A verdict on a process that is carried out."""
+
+    rule: str
+    key: ProcessKey
+    kind: SentenceKind
 
 
 @dataclass(slots=True)
 class _State:
-    """What changes."""
+    """
+    What changes.
+
+    Attributes
+    ----------
+    proof, proven, proven_ns
+        The last one, of what, and when it began.
+    """
 
     settings: Settings
     rules: Any
     compiled: Compiled
     requested: Mode
     confirm: Confirmation | None
+    cgroups: dict[str, Mode]
     proof: Proof | None = None
+    proven: _InForce | None = None
+    proven_ns: int = 0
     failures: int = 0
+    why: str = ""
     proven_once: bool = False
     next_proof_ns: int = 0
     boots: bool = True
     degraded: str = ""
-    trips: dict[str, Trip] = field(default_factory=dict)
-    cgroups: dict[str, Mode] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
+    armed: set[str] = field(default_factory=set)
+    numbers: dict[int, Mode] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
+    said: set[str] = field(default_factory=set)
 
 
 class Enforcement:
     """
     Keeps guards as they were asked for, proves it, and takes back what has to be.
 
-    Every method may be called by any thread.
+    Every method may be called by any thread. The walk's own never waits for a proof, a compiler or the kernel's taking of a policy:
+    records that a proof waits for, and heartbeats, come meanwhile.
 
     Parameters
     ----------
@@ -207,10 +256,12 @@ class Enforcement:
     ----------
     failure
         Why enforcement has to end; None as long as it hasn't.
+    due
+        Is set whenever a proof may be.
     policies
         Names the rules of denials.
     keep
-        Is handed all denials, to count them.
+        Is handed all denials, to count them; may raise KsentinelError.
     reload
         Takes rules that have just been loaded, and what goes with them; raises KsentinelError.
     """
@@ -236,12 +287,20 @@ class Enforcement:
         self.tell = tell
         self.policies = Policies()
         self.failure: KsentinelError | None = None
+        self.reading = threading.Event()
+        self.due = threading.Event()
         self.counts: Counter[str] = Counter()
-        self._lock = threading.RLock()
+        # In this order, by who needs more than one: a proof; an exchange of policies; the never-list; what changes, for moments.
         self._proving = threading.Lock()
+        self._exchanging = threading.RLock()
+        self._sparing = threading.Lock()
+        self._lock = threading.RLock()
+        self._stopping = threading.Event()
         self._notices: list[Match] = []
+        self._tripped: list[Trip] = []
+        self._changed = False
         self._sentencing: dict[str, int] = {}
-        self._until: dict[tuple[str, ProcessKey, SentenceKind], int] = {}
+        self._until: dict[_Verdict, int] = {}
         self.keep: Callable[[Sequence[HookEvent]], None] = lambda _: None
         self.reload: Callable[[Any], None] = lambda _: None
         compiled = world.compile(rules, settings)
@@ -249,40 +308,68 @@ class Enforcement:
             settings, rules, compiled, wanted.mode, wanted.confirm, cgroups=dict(settings.cgroups)
         )
 
-    # Begin
+    # Begin, and end
 
     def start(self) -> None:
         """Have the policy decide, in the mode that was asked for; nothing is proven yet. Raises KsentinelError."""
-        with self._lock:
+        with self._exchanging:
             state = self._state
-            self._spare()
-            self._modes_of_cgroups()
+            state.changes = dict(self.world.changes())
+            self._spare(state.settings)
+            state.numbers = self._numbers(state.cgroups)
+            self.guards.cgroup_modes(state.numbers)
+            # What no mode may be more than comes before what has modes of its own.
+            self.guards.most = self._most()
             self._use(state.compiled)
+        self._settle()
+        self.due.set()
+
+    def stop(self) -> None:
+        """End a proof that another thread is at: nobody reads the records that it waits for any more."""
+        self._stopping.set()
+        if self._state.proof is None and self.failure is None and self.requested is not Mode.OFF:
+            self.tell("NOT VERIFIED: it has ended before anything was proven")
+        self.mailbox.close()
+        self.canary.stop()
+        self.due.set()
+
+    def fail(self, error: KsentinelError) -> None:
+        """Have it end, for that reason; until it has, nothing is enforced."""
+        if self._stopping.is_set():
+            return
+        with self._lock:
+            self.failure = self.failure or error
+        with suppress(Exception):  # it may be what has failed
             self._settle()
-            for one in state.compiled.places_missing:
-                self.tell(
-                    f"{one.at}: {one.path} isn't there: entry {one.rule} speaks of it once the policy is loaded anew"
-                )
-            for hook, why in self.guards.missing.items():
-                self.tell(f"no guard at {hook.name.lower()}: {why}")
 
     # What is in force
 
     @property
     def limits(self) -> tuple[tuple[Mode, str], ...]:
         """What keeps the mode below what was asked for, and why."""
+        return self._limits(self.world.releases())
+
+    def _limits(self, releases: Sequence[Release]) -> tuple[tuple[Mode, str], ...]:
         with self._lock:
             state = self._state
             found: list[tuple[Mode, str]] = []
+            if self.wanted.refused:
+                found.append((Mode.OFF, self.wanted.refused))
+            if self.failure is not None:
+                found.append((Mode.OFF, self.failure.what))
             if state.boots and self.wanted.most is not Mode.ENFORCE:
                 found.append((self.wanted.most, self.wanted.why))
-            found += [(one.most, one.words) for one in self.world.releases() if one.most is not None]
+            found += [(one.most, one.words) for one in releases if one.most is not None]
             now = self.world.boot_ns()
             if state.confirm is not None and state.confirm.stage(now) is Stage.EXPIRED:
                 found.append((Mode.PERMISSIVE, state.confirm.words(now)))
             if state.degraded:
                 found.append((Mode.PERMISSIVE, state.degraded))
             return tuple(found)
+
+    def _most(self) -> Mode | None:
+        most = least(Mode.ENFORCE, *(most for most, _ in self.limits))
+        return None if most is Mode.ENFORCE else most
 
     @property
     def requested(self) -> Mode:
@@ -296,14 +383,18 @@ class Enforcement:
 
     @property
     def verified(self) -> str:
-        """The mode that the canary has seen in force; ``no`` if it hasn't."""
+        """The mode that the canary has seen in force; ``no`` if it hasn't, or not of what is in force now, or too long ago."""
         with self._lock:
-            proof = self._state.proof
+            state = self._state
+            proof, now = state.proof, self._in_force()
             if (
                 proof is None
                 or not proof.verified
-                or proof.mode is not self.guards.mode
-                or self.guards.released
+                or state.proven != now
+                or now.released
+                or self.failure is not None
+                or self.wanted.refused
+                or self.world.boot_ns() - state.proven_ns > STALE_NS
             ):
                 return "no"
             return str(proof.mode)
@@ -318,116 +409,163 @@ class Enforcement:
         return str(self.requested), self.verified
 
     def set_mode(self, mode: Mode) -> None:
-        """Ask for another mode, and have it proven; ends a release that was asked for."""
+        """Ask for another mode, which is proven soon; ends a release that was asked for."""
         with self._lock:
             self._state.requested = mode
             self._state.degraded = ""
             self.guards.release(on=False)
-            self._settle()
-        self.prove()
+        self._settle()
+        self.due.set()
 
     def set_rule_mode(self, name: str, mode: Mode) -> None:
         """
         Let a rule have a mode of its own, until ksentinel ends or the operator's file is loaded again.
+
+        What the breaker has taken back is given another chance by that.
 
         Raises
         ------
         RuleError
             If there is no such rule that is decided in the kernel.
         """
-        with self._lock:
-            settings = self._state.settings
+        name = name.removeprefix(ENTRY)
+        with self._exchanging:
+            state = self._state
+            settings = state.settings
             entries = tuple(
                 replace(entry, mode=mode) if entry.id == name else entry for entry in settings.entries
             )
-            if entries == settings.entries and not any(entry.id == name for entry in entries):
-                settings = replace(settings, modes={**settings.modes, name: mode})
-            self._change(self._state.rules, replace(settings, entries=entries))
+            if any(entry.id == name for entry in entries):
+                settings = replace(settings, entries=entries)
+            else:
+                settings = replace(settings, modes=renamed(settings.modes, name, mode, state.rules))
+            self._change(state.rules, settings, state.cgroups, anew=name)
 
     def set_cgroup_mode(self, path: str, mode: Mode) -> None:
         """Let a control group, and those below it, have a mode of their own; raises UsageError if there is none."""
-        with self._lock:
+        with self._exchanging:
             if not self.world.cgroups(path):
                 raise UsageError(
                     f"there is no control group {path!r}", remedy="say a path below /sys/fs/cgroup"
                 )
-            self._state.cgroups[path] = mode
-            self._modes_of_cgroups()
+            self._put_cgroups(self._state.cgroups | {path: mode})
+        self.due.set()
 
     def change(self, rules: Any, settings: Settings) -> None:
-        """Have other rules and another operator's file decide; raises RuleError, and then nothing has changed."""
-        with self._lock:
-            self._change(rules, settings)
-            self._state.cgroups = dict(settings.cgroups)
-            self._spare()
-            self._modes_of_cgroups()
+        """Have other rules and another operator's file decide; raises KsentinelError, and then nothing has changed."""
+        with self._exchanging:
+            self._change(rules, settings, dict(settings.cgroups))
 
     def release(self) -> None:
         """Deny nothing any more, whatever else says so, and let everybody go who is under a verdict."""
         with self._lock:
             self.guards.release(on=True)
+            self._until.clear()
             for key in self.guards.sentences():
                 self.guards.lift(key)
-            self.tell("released: nothing is denied until a mode is asked for again")
+            self._note()
+        self.tell("released: nothing is denied until a mode is asked for again")
 
     def confirm(self, login: Login) -> None:
         """Say that one can still log in, and that the boots weren't the guards' doing; raises UsageError."""
         with self._lock:
             state, now = self._state, self.world.boot_ns()
+            booted = state.boots and self.wanted.most is not Mode.ENFORCE
             if state.confirm is not None:
                 state.confirm = state.confirm.confirm(login, now)
-            elif not (state.boots and self.wanted.most is not Mode.ENFORCE):
+            elif not booted:
                 raise UsageError(
                     "nothing waits to be confirmed", remedy="start it by `ksentinel enforce --confirm 5m`"
                 )
             state.boots = False
-            self._settle()
-        self.prove()
+        if booted:
+            try:
+                self.world.forgive()
+            except KsentinelError as error:
+                self.tell(f"{error}: the next start will be permissive once more")
+        self._settle()
+        self.due.set()
 
     # Proof
 
-    def prove(self) -> Proof:
+    def is_due(self) -> bool:
+        """Tell whether a proof is: what is in force hasn't been tried, or not for a minute."""
+        with self._lock:
+            if self.failure is not None or self._stopping.is_set():
+                return False
+            return self._untried() or (
+                not self.guards.released and self.world.boot_ns() >= self._state.next_proof_ns
+            )
+
+    def _untried(self) -> bool:
+        return not self.guards.released and self._state.proven != self._in_force()
+
+    def prove(self) -> None:
         """
         Prove now that the guards do what is in force, and draw the conclusions.
 
         Meanwhile nothing else waits: the records that the proof needs come by whoever reads the ring buffer.
         """
         with self._proving:
-            while True:
+            while not self._stopping.is_set() and self.failure is None:
+                # While policies are exchanged guards stand that no policy has anything for.
+                with self._exchanging, self._lock:
+                    asked, began = self._in_force(), self.world.boot_ns()
+                if asked.released:
+                    return
+                if self.wanted.refused:
+                    proof = Proof(self.world.now_ns() / 1e9, asked.mode, {})
+                else:
+                    proof = self.canary.prove(asked.hooks, asked.mode)
+                if self._stopping.is_set():
+                    return
                 with self._lock:
-                    mode, hooks = self.guards.mode, self.guards.attached
-                proof = self.canary.prove(hooks, mode)
-                with self._lock:
-                    if self.guards.mode is mode and not self._conclude(proof):
-                        return proof
+                    again = asked != self._in_force() or self._conclude(proof, asked, began)
+                self._settle()
+                if not again:
+                    return
 
-    def _conclude(self, proof: Proof) -> bool:
+    def _conclude(self, proof: Proof, asked: _InForce, began_ns: int) -> bool:
         """Take a proof in; whether another one is needed, because it has changed the mode."""
         state, now = self._state, self.world.boot_ns()
-        state.proof = proof
-        if proof.verified or self.guards.released:
+        before = state.proof
+        state.proof, state.proven, state.proven_ns = proof, asked, began_ns
+        if self.wanted.refused:
+            if before is None and self.requested is not Mode.OFF:
+                self._notices.append(self._notice(proof))
             state.next_proof_ns = now + PROVE_EVERY_NS
-            if state.failures or not state.proven_once:
+            return False
+        if proof.verified:
+            state.next_proof_ns = now + PROVE_EVERY_NS
+            if state.failures or before is None or before.mode is not proof.mode:
                 self._tell_verified(proof)
-            state.failures, state.proven_once = 0, True
+            state.failures, state.why = 0, ""
+            state.proven_once |= bool(proof.results)
             return False
         state.failures += 1
-        state.next_proof_ns = now + AGAIN_NS
+        state.next_proof_ns = now + min(AGAIN_NS << min(state.failures - 1, 8), PROVE_EVERY_NS)
         why = f"enforcement can't be verified: {_unproven(proof)}"
-        self.tell(f"NOT VERIFIED: {why}")
+        if why != state.why:
+            self.tell(f"NOT VERIFIED: {why}")
+        state.why = why
         if state.failures == 1:
             self._notices.append(self._notice(proof))
         # At the start at once; later on a machine that is busy for a moment must not end it.
-        if proof.mode is not Mode.ENFORCE or (state.proven_once and state.failures < PATIENCE):
+        if self._strictest() is not Mode.ENFORCE or (state.proven_once and state.failures < PATIENCE):
             return False
         if self.wanted.degrade:
             state.degraded = why
             self.tell(f"DEGRADED to permissive: {why}")
-            self._settle()
             return True
-        self.guards.mode = Mode.OFF
-        self.failure = HostError(why, remedy="see docs/enforcement.md; --degrade goes on permissive instead")
+        self.fail(HostError(why, remedy="see docs/enforcement.md; --degrade goes on permissive instead"))
         return False
+
+    def _strictest(self) -> Mode:
+        """Return the strictest mode that anything is enforced by."""
+        state = self._state
+        named = [one.mode for one in state.compiled.rules if one.mode is not None and not one.taken_back]
+        modes = (self.guards.mode, *named, *state.cgroups.values())
+        return least(max(modes, key=lambda mode: mode.rank), self.guards.most)
 
     def _tell_verified(self, proof: Proof) -> None:
         hooks = len(proof.results)
@@ -439,36 +577,70 @@ class Enforcement:
     # Meanwhile
 
     def tick(self) -> None:
-        """To be called every second: the heartbeat, what has come to its end, and each minute the proof."""
+        """To be called every second: the heartbeat, what has come to its end, and what somebody else mustn't wait for."""
+        self.guards.beat()
+        self._settle()
+        self._take_back()
+        self._follow_cgroups()
         with self._lock:
-            self.guards.beat()
-            before = self.guards.mode
-            self._settle()
             if not self.counts["ticks"] % SWEEP_EVERY:
                 self.guards.sentences()  # takes away those that have ended
             self.counts["ticks"] += 1
-            due = self.guards.mode is not before or self.world.boot_ns() >= self._state.next_proof_ns
-        if due and self.failure is None:
-            self.prove()
+            self._catch_up()
+        self.keep_changes()
+        if self.is_due():
+            self.due.set()
 
     def _settle(self) -> None:
         """Put in force what may be."""
-        limits = self.limits
-        most = least(Mode.ENFORCE, *(most for most, _ in limits))
-        self.guards.most = None if most is Mode.ENFORCE else most
-        mode = least(self.requested, most)
-        if self.guards.mode is not mode:
-            self.guards.mode = mode
-        told = {words for _, words in limits}
-        for words in sorted(told - self._state.told):
-            self.tell(f"no more than permissive or off: {words}")
-        if self._state.told - told:
-            self.tell(f"{mode} again")
-        self._state.told = told
-        for words in {one.words for one in self.world.releases() if one.most is None} - self._state.told:
-            if words not in self.counts:
-                self.counts[words] = 1
-                self.tell(words)
+        releases = self.world.releases()
+        with self._lock:
+            limits = self._limits(releases)
+            state = self._state
+            most = least(Mode.ENFORCE, *(most for most, _ in limits))
+            mode = least(self.requested, most)
+            self.guards.most = None if most is Mode.ENFORCE else most
+            if self.guards.mode is not mode:
+                self.guards.mode = mode
+            self._note()
+            told = {words for _, words in limits}
+            said = [f"no more than {_least(words, limits)}: {words}" for words in sorted(told - state.told)]
+            if state.told - told:
+                said.append(f"{mode} again")
+            state.told = told
+            for words in sorted({one.words for one in releases if one.most is None} - state.said):
+                state.said.add(words)
+                said.append(words)
+        for words in said:
+            self.tell(words)
+
+    def _take_back(self) -> None:
+        """Have rules that the breaker has taken back no more than permissive."""
+        if not self._tripped:
+            return
+        with self._exchanging:
+            with self._lock:
+                trips, self._tripped = self._tripped, []
+            self._use(self._state.compiled)
+        for trip in trips:
+            self.tell(f"BREAKER: {printable(trip.words(), 2000)}")
+
+    def _follow_cgroups(self) -> None:
+        """Control groups come, go, and come again with another number: a service that is started anew."""
+        if not self._state.cgroups or not self._exchanging.acquire(blocking=False):
+            return
+        try:
+            self._put_cgroups(self._state.cgroups)
+        finally:
+            self._exchanging.release()
+
+    def keep_changes(self) -> None:
+        """Have written what has changed of the rules since it was last."""
+        with self._lock:
+            changed, self._changed = self._changed, False
+            kept = dict(self._state.changes)
+        if changed:
+            self.world.keep_changes(kept)
 
     # What the walk tells
 
@@ -483,19 +655,26 @@ class Enforcement:
             return found
 
     def denied(self, events: Sequence[HookEvent]) -> None:
-        """Take denials in: they are counted, and a rule that hits too many is taken back."""
+        """Take denials in: a rule that hits too many is taken back with the next tick, and they are counted."""
+        self.reading.set()
         if not events:
             return
-        self.keep(events)
-        for event in events:
-            self.counts["denials"] += event.nonce is None
-            trip = self.breaker.denied(event)
-            if trip is None:
-                continue
-            with self._lock:
-                self._state.trips[trip.rule] = trip
-                self._use(self._state.compiled)
-            self.tell(f"BREAKER: {printable(trip.words(), 2000)}")
+        with self._lock:
+            for event in events:
+                self.counts["denials"] += event.nonce is None
+                trip = self.breaker.denied(event)
+                if trip is not None:
+                    self._tripped.append(trip)
+                    change = self._state.changes.get(trip.rule) or Change("", trip.changed_ns)
+                    self._state.changes[trip.rule] = replace(change, taken_back=trip.words())
+                    self._changed = True
+        try:
+            self.keep(events)
+        except KsentinelError as error:
+            # A full disk mustn't end enforcement; that they are missing is told, and counted.
+            if not self.counts["denials_unkept"]:
+                self.tell(f"denials can't be counted: {error}")
+            self.counts["denials_unkept"] += len(events)
 
     def act(self, alert: Alert) -> None:
         """Carry out what an alert has come to, if that is more than an alert."""
@@ -511,35 +690,58 @@ class Enforcement:
         What there is already of it is looked up, what is born later is born under it.
         """
         kind = {"quarantine": SentenceKind.QUARANTINE, "kill": SentenceKind.KILL}.get(action)
-        if kind is None:
+        if kind is None or self.wanted.refused:
             return
         with self._lock:
             now = self.world.boot_ns()
-            until = now + self.wanted.sentence_ns
-            known = (rule.id, process.key, kind)
-            if self._until.get(known, 0) - now > self.wanted.sentence_ns // 2:
-                return  # told by an earlier revision of the same alert
-            self._until[known] = until
             self._until = {one: end for one, end in self._until.items() if end > now}
+            verdict = _Verdict(rule.id, process.key, kind)
+            if self._until.get(verdict, 0) - now > self.wanted.sentence_ns // 2:
+                return  # told by an earlier revision of the same alert
             number = self._sentencing.setdefault(rule.id, len(self._sentencing) + 1)
             self.policies.sentence(number, rule)
-            below = [
-                one.key
-                for one in self.world.processes()
-                if one.key != process.key and any(above.key == process.key for above in one.ancestors())
-            ]
-            for key in (process.key, *below):
-                try:
-                    self.guards.sentence(key, kind, until, number)
-                except HostError as error:
-                    self.counts["sentences_failed"] += 1
-                    self.tell(f"the verdict on process {key.pid} can't be carried out: {error}")
-                    return
-            self.counts["sentences"] += 1
+            until = now + self.wanted.sentence_ns
+            below = self._below(process.key)
+            failed = [key for key in (process.key, *below) if not self._sentence(key, kind, until, number)]
+            if process.key not in failed:
+                self._until[verdict] = until
+                self.counts["sentences"] += 1
+        if failed:
+            self.tell(
+                f"{action} can't be carried out on {len(failed)} of {len(below) + 1} processes: no room in the kernel"
+            )
+        if process.key not in failed:
             self.tell(
                 f"{action} for {self.wanted.sentence_ns // SECOND} s, {self.guards.mode}: process {process.key.pid} "
                 f"({printable(process.exe, 200)}) and {len(below)} below it, by rule {rule.title!r}"
             )
+
+    def _below(self, key: ProcessKey) -> list[ProcessKey]:
+        return [
+            one.key
+            for one in self.world.processes()
+            if one.key != key and any(above.key == key for above in one.ancestors())
+        ]
+
+    def _sentence(self, key: ProcessKey, kind: SentenceKind, until_ns: int, number: int) -> bool:
+        try:
+            self.guards.sentence(key, kind, until_ns, number)
+        except HostError:
+            self.counts["sentences_failed"] += 1
+            return False
+        return True
+
+    def _catch_up(self) -> None:
+        """Sentence those who were born just before a verdict, and whose birth was still on its way then."""
+        fresh = self.world.boot_ns() + self.wanted.sentence_ns - CATCH_UP_NS
+        late = [(verdict, until) for verdict, until in self._until.items() if until > fresh]
+        if not late:
+            return
+        under = self.guards.sentences()
+        for verdict, until in late:
+            for key in self._below(verdict.key):
+                if key not in under:
+                    self._sentence(key, verdict.kind, until, self._sentencing[verdict.rule])
 
     def lift(self, pid: int) -> int:
         """End the verdicts on a process and on all below it; return how many that were."""
@@ -556,6 +758,7 @@ class Enforcement:
 
     def told(self) -> dict[str, Any]:
         """Return all of that, for `status`."""
+        limits = self.limits
         with self._lock:
             state, now = self._state, self.world.boot_ns()
             proof = state.proof
@@ -563,7 +766,8 @@ class Enforcement:
                 "requested": str(self.requested),
                 "mode": str(self.guards.mode),
                 "verified": self.verified,
-                "why": [words for _, words in self.limits],
+                "proving": self.failure is None and self._untried(),
+                "why": [words for _, words in limits],
                 "released": self.guards.released,
                 "on_exit": str(self.wanted.on_exit),
                 "proven_ns": 0 if proof is None else int(proof.time * 1e9),
@@ -588,50 +792,140 @@ class Enforcement:
                     **{identity(one): str(one.mode) for one in state.compiled.rules if one.mode is not None},
                     **{path: str(mode) for path, mode in state.cgroups.items()},
                 },
-                "taken_back": sorted(state.trips),
+                "taken_back": self._taken_back(),
                 "sentences": len(self.guards.sentences()),
-                "counters": self.guards.counters(),
+                "counters": self.guards.counters()
+                | {name: self.counts[name] for name in ("denials_unkept", "sentences_failed")},
             }
 
     # Inside
 
-    def _change(self, rules: Any, settings: Settings) -> None:
+    def _in_force(self) -> _InForce:
+        guards = self.guards
+        return _InForce(guards.mode, guards.most, guards.released, guards.epoch, guards.attached)
+
+    def _taken_back(self) -> list[str]:
+        return sorted(rule for rule, one in self._state.changes.items() if one.taken_back)
+
+    def _change(self, rules: Any, settings: Settings, cgroups: dict[str, Mode], *, anew: str = "") -> None:
+        """Exchange all of it, or nothing; *anew* names what is given another chance."""
         compiled = self.world.compile(rules, settings)
-        self._use(compiled)
-        self._state.rules, self._state.settings, self._state.compiled = rules, settings, compiled
+        state = self._state
+        with ExitStack() as undo:
+            # Nobody is denied anything for a moment who is spared by either.
+            undo.callback(self._spare, state.settings)
+            self._spare(settings, state.settings)
+            undo.callback(self._put_cgroups, state.cgroups)
+            self._put_cgroups(cgroups)
+            self._use(compiled, anew)
+            undo.pop_all()
+        with self._lock:
+            state.rules, state.settings = rules, settings
+        self._spare(settings)
+        self.due.set()
 
-    def _use(self, compiled: Compiled) -> None:
+    def _use(self, compiled: Compiled, anew: str = "") -> None:
         """Have a policy decide, without what the breaker has taken back."""
-        known = {identity(rule) for rule in compiled.rules}
-        digests = {identity(rule): repr((rule.words, rule.mode, rule.action)) for rule in compiled.rules}
-        before = self.world.changes()
-        after = changes(before, digests, self.world.now_ns())
-        changed = {rule: one.since_ns for rule, one in after.items() if before.get(rule) != one}
-        for rule in changed:
-            self._state.trips.pop(rule, None)
-        self.policies.add(self.guards.epoch + 1, compiled)
-        self.guards.use(compiled.without(self._state.trips, identity), self.world.processes())
-        self.breaker.forget(known)
-        if changed:
-            self.breaker.changed(changed, self.world.processes())
-            self.world.keep_changes(after)
+        state, epoch = self._state, self.guards.following
+        fresh = {identity(one) for one in compiled.rules if one.id == anew or anew in _names(one)}
+        digests = _digests(compiled)
+        back = {
+            rule
+            for rule, one in state.changes.items()
+            if one.taken_back and one.digest in {"", digests.get(rule)} and rule not in fresh
+        }
+        compiled = compiled.without(back, identity)
+        self.policies.add(epoch, compiled)
+        try:
+            self.guards.use(compiled, self.world.processes())
+        except KsentinelError as error:
+            if self.guards.epoch != epoch:
+                self.policies.forget(epoch)
+                raise
+            # It decides, and who runs has no names by it.
+            self.fail(
+                HostError(f"a policy is in force, and not whole: {error}", remedy="start ksentinel anew")
+            )
+        with self._lock:
+            state.compiled = compiled
+            for rule in fresh & state.changes.keys():
+                state.changes[rule] = replace(state.changes[rule], taken_back="")
+                self.breaker.trips.pop(rule, None)
+            self._note()
+        self._tell_missing(compiled)
 
-    def _spare(self) -> None:
-        never = self.world.never(self._state.settings)
-        self.guards.spare(never)
+    def _note(self) -> None:
+        """Note which rules have changed, or are enforced from now on: for a while the breaker counts whom they deny."""
+        state, now = self._state, self.world.now_ns()
+        digests = _digests(state.compiled)
+        by_group = " ".join(f"{path}={mode}" for path, mode in sorted(state.cgroups.items()))
+        modes = {
+            identity(one): "released"
+            if self.guards.released
+            else f"{least(one.mode or state.requested, self.guards.most)} {by_group}".rstrip()
+            for one in state.compiled.rules
+        }
+        after = changes(state.changes, digests, now, modes)
+        arm = {
+            rule: one.since_ns
+            for rule, one in after.items()
+            if state.changes.get(rule) != one or (rule not in state.armed and now - one.since_ns <= WITHIN_NS)
+        }
+        self._changed |= after != state.changes
+        state.changes = after
+        state.armed = set(after)
+        self.breaker.forget(after.keys())
+        self.breaker.pinned = frozenset(identity(one) for one in state.compiled.rules if one.pinned)
+        if arm:
+            self.breaker.changed(arm, self.world.processes())
+
+    def _tell_missing(self, compiled: Compiled) -> None:
+        """Say what a policy speaks of that isn't there; each once."""
+        said = [
+            f"{one.at}: {one.path} isn't there: entry {one.rule} speaks of it once the policy is loaded anew"
+            for one in compiled.places_missing
+        ]
+        if not self.wanted.refused:
+            said += [f"no guard at {hook.name.lower()}: {why}" for hook, why in self.guards.missing.items()]
+        for words in said:
+            if words not in self._state.said:
+                self._state.said.add(words)
+                self.tell(words)
+
+    def spare_helper(self) -> None:
+        """Spare whoever is to be by now: the canary's helper has been started. Raises HostError."""
+        self._spare(self._state.settings)
+
+    def _spare(self, *settings: Settings) -> None:
+        with self._sparing:
+            never = [one for some in settings for one in self.world.never(some)]
+            self.guards.spare(never)
         for one in missing_spared(never):
-            self.tell(f"{one.why}: {one.who} isn't there")
+            if one.who not in self._state.said:
+                self._state.said.add(one.who)
+                self.tell(f"{one.why}: {one.who} isn't there")
 
-    def _modes_of_cgroups(self) -> None:
+    def _put_cgroups(self, cgroups: dict[str, Mode]) -> None:
+        """Let these control groups have modes of their own; raises HostError, and then it is as it was."""
+        state, numbers = self._state, self._numbers(cgroups)
+        if numbers != state.numbers:
+            self.guards.cgroup_modes(numbers)
+        with self._lock:
+            state.cgroups, state.numbers = cgroups, numbers
+            self._note()
+
+    def _numbers(self, cgroups: Mapping[str, Mode]) -> dict[int, Mode]:
         found: dict[int, Mode] = {}
-        for path, mode in self._state.cgroups.items():
+        for path, mode in cgroups.items():
             numbers = self.world.cgroups(path)
-            if not numbers:
-                self.tell(
-                    f"there is no control group {path}: its mode counts once it is there, and the policy is loaded anew"
-                )
+            words = f"there is no control group {path}: its mode counts once it is there"
+            if numbers:
+                self._state.said.discard(words)
+            elif words not in self._state.said:
+                self._state.said.add(words)
+                self.tell(words)
             found |= dict.fromkeys(numbers, mode)
-        self.guards.cgroup_modes(found)
+        return found
 
     def _notice(self, proof: Proof) -> Match:
         process = self.world.own()
@@ -642,6 +936,7 @@ class Enforcement:
         told = (
             ("requested", str(self.requested)),
             ("verified", "no"),
+            *((("why", self.wanted.refused),) if self.wanted.refused else ()),
             *(
                 (hook.name.lower(), f"{result.finding}: {result.what}")
                 for hook, result in proof.unproven.items()
@@ -661,6 +956,24 @@ class Enforcement:
 
 def _is_entry(rule: GuardRule) -> bool:
     return identity(rule) != rule.id
+
+
+def _names(rule: GuardRule) -> set[str]:
+    return set() if isinstance(rule.source, Entry) else called(rule.source.rule)
+
+
+def _digests(compiled: Compiled) -> dict[str, str]:
+    """Return all that each rule says, in short."""
+    return {
+        identity(one): hashlib.sha256(
+            repr((one.words, one.mode, one.action, one.anomalous)).encode()
+        ).hexdigest()
+        for one in compiled.rules
+    }
+
+
+def _least(words: str, limits: Sequence[tuple[Mode, str]]) -> Mode:
+    return least(Mode.ENFORCE, *(most for most, others in limits if others == words))
 
 
 def _unproven(proof: Proof) -> str:

@@ -22,6 +22,7 @@ from ksentinel.bpf.guard_abi import FlagsAt, GuardCounters, Hook, Outcome, Sente
 from ksentinel.bpf.libbpf import Map, Object, kernel_has_hook, pin, run_iterator, wait_for_programs
 from ksentinel.enforce import Mode
 from ksentinel.enforce.compiled import Compiled, numbered_calls, tokens_of
+from ksentinel.enforce.denial import EARLIER
 from ksentinel.enforce.left import PROCESSES, SENTENCES, SWITCHES, Left, of_process
 from ksentinel.enforce.never import Spared
 from ksentinel.errors import HostError, RuleError
@@ -92,6 +93,8 @@ class Guards:
         Hooks that a policy asks for and this kernel lacks, and what that means.
     epoch
         Of the policy in force; 0: none.
+    following
+        Of the next one. No epoch is tried twice: what a policy has left that was refused would speak in the next one.
     unnamed
         Processes that ran already and found no room to be told whose children they are.
     """
@@ -119,11 +122,13 @@ class Guards:
         self.clock_ns = clock_ns
         self.has_hook = has_hook
         self.epoch = 0
+        self.following = 1
         self.missing: dict[Hook, str] = {}
         self._standing: dict[Hook, Object] = {}
         self._loaded: dict[Hook, Object] = {}
         self._spared: dict[bytes, guard_abi.Spared] = {}
-        self._cgroups: set[int] = set()
+        self._cgroups: dict[int, Mode] = {}
+        self._slot = 0
         self.unnamed = 0
         self._pins: Path | None = None
         self._stack = ExitStack()
@@ -175,31 +180,34 @@ class Guards:
         Raises
         ------
         RuleError
-            If one of the maps has no room for it: then the policy before stays.
+            If one of the maps has no room for it.
         HostError
-            If the kernel refuses.
+            If the kernel refuses. In both cases the policy before stays, where it stood; unless *epoch* says that this one decides.
         """
-        epoch = self.epoch + 1
-        try:
-            self._write(compiled, epoch)
-        except HostError as error:
-            self._forget(epoch)
-            raise RuleError(
-                f"the policy doesn't fit into the kernel: {error}", remedy="enforce fewer rules and entries"
-            ) from error
-        before = set(self._standing)
-        self._attach(compiled.hooks)
-        self._introduce(compiled, processes, epoch)
-        free = self._map(("first_policy", "second_policy")[epoch % 2])
-        wait_for_programs()  # none may still be reading what lay there two policies ago
-        free.update(0, compiled.policy(epoch))
-        self._map("policies").update(0, ctypes.c_uint32(free.fd))
-        old, self.epoch = self.epoch, epoch
+        epoch, self.following = self.following, self.following + 1
+        old, before, slot = self.epoch, set(self._standing), 1 - self._slot
+        with ExitStack() as undo:
+            undo.callback(self._forget, epoch)
+            undo.callback(self._detach_all_but, before)
+            try:
+                self._write(compiled, epoch)
+            except HostError as error:
+                raise RuleError(
+                    f"the policy doesn't fit into the kernel: {error}",
+                    remedy="enforce fewer rules and entries",
+                ) from error
+            missing = self._attach(compiled.hooks)
+            self._introduce(compiled, processes, epoch)
+            free = self._map(("first_policy", "second_policy")[slot])
+            wait_for_programs()  # none may still be reading what lay there two policies ago
+            free.update(0, compiled.policy(epoch))
+            self._map("policies").update(0, ctypes.c_uint32(free.fd))
+            undo.pop_all()
+        self.epoch, self._slot, self.missing = epoch, slot, missing
         run_iterator(self._naming)
         run_iterator(self._naming)  # who was born during the first pass of a parent that came later
         wait_for_programs()
-        for hook in before - set(compiled.hooks):
-            self._standing.pop(hook).detach_program(program_at(hook))
+        self._detach_all_but(compiled.hooks)
         self._forget(old)
         return epoch
 
@@ -211,20 +219,30 @@ class Guards:
     def spare(self, never: Iterable[Spared]) -> None:
         """Deny those nothing, whatever a policy says; who was spared and is no longer named isn't. Raises HostError."""
         wanted = {bytes(key): (key, one.flags) for one in never if (key := one.key()) is not None}
-        for key, flags in wanted.values():
+        for raw, (key, flags) in wanted.items():
             self._map("spared").update(key, ctypes.c_uint32(flags))
+            self._spared[raw] = key
         for raw in self._spared.keys() - wanted.keys():
             self._map("spared").delete(self._spared[raw])
-        self._spared = {raw: key for raw, (key, _) in wanted.items()}
+            del self._spared[raw]
 
     def cgroup_modes(self, modes: Mapping[int, Mode]) -> None:
-        """Let control groups, by id, have modes of their own, those below them too; raises HostError."""
-        for number, mode in modes.items():
-            self._map("cgroup_modes").update(ctypes.c_uint64(number), ctypes.c_uint32(mode.rank))
+        """Let control groups, by id, have modes of their own, those below them too; raises HostError, and then they have those before."""
+        table = self._map("cgroup_modes")
+        try:
+            for number, mode in modes.items():
+                table.update(ctypes.c_uint64(number), ctypes.c_uint32(mode.rank))
+        except HostError:
+            for number in modes:
+                if number in self._cgroups:
+                    table.update(ctypes.c_uint64(number), ctypes.c_uint32(self._cgroups[number].rank))
+                else:
+                    table.delete(ctypes.c_uint64(number))
+            raise
         self._switch.cgroups = int(bool(modes))
-        for number in self._cgroups - modes.keys():
-            self._map("cgroup_modes").delete(ctypes.c_uint64(number))
-        self._cgroups = set(modes)
+        for number in self._cgroups.keys() - modes.keys():
+            table.delete(ctypes.c_uint64(number))
+        self._cgroups = dict(modes)
 
     # What can be switched at any time
 
@@ -362,6 +380,7 @@ class Guards:
     def take_over(self, before: Left, pids: Iterable[int]) -> None:
         """Carry on with the verdicts and scores of guards before these ones, which still stand; raises HostError."""
         for key, sentence in before.sentences().items():
+            sentence.rule = EARLIER  # numbers of rules are each run's own
             self._map("sentences").update(_sentenced(key), sentence)
             self._switch.sentences = 1
         known = self._map("processes")
@@ -431,16 +450,14 @@ class Guards:
             if found is not None and found.epoch != epoch:
                 table.delete(key)
 
-    def _attach(self, hooks: Collection[Hook]) -> None:
-        """Load and attach what doesn't stand yet."""
-        for hook in hooks:
-            if (
-                hook not in self._standing
-                and hook not in self.missing
-                and not self.has_hook(hook.name.lower())
-            ):
-                self.missing[hook] = "this kernel doesn't have it"
-        wanted = [hook for hook in hooks if hook not in self._standing and hook not in self.missing]
+    def _attach(self, hooks: Collection[Hook]) -> dict[Hook, str]:
+        """Load and attach what doesn't stand yet; returns where nothing can."""
+        missing = {
+            hook: "this kernel doesn't have it"
+            for hook in hooks
+            if hook not in self._standing and not self.has_hook(hook.name.lower())
+        }
+        wanted = [hook for hook in hooks if hook not in self._standing and hook not in missing]
         for theme, those in THEMES.items():
             new = [hook for hook in those if hook in wanted and hook not in self._loaded]
             if new:
@@ -451,6 +468,15 @@ class Guards:
             self._standing[hook] = self._loaded[hook]
             if self._pins is not None:
                 self._standing[hook].pin(program_at(hook), self._pins / program_at(hook))
+        return missing
+
+    def _detach_all_but(self, hooks: Collection[Hook]) -> None:
+        """Let guards go that a policy doesn't ask for; one that is pinned would stay, and be attached twice the next time."""
+        for hook in set(self._standing) - set(hooks):
+            if self._pins is not None:
+                with suppress(OSError):  # somebody has taken it away
+                    (self._pins / program_at(hook)).unlink()
+            self._standing.pop(hook).detach_program(program_at(hook))
 
     def _open(self, theme: str, hooks: Collection[Hook]) -> Object:
         """Load a theme's object with the programs of these hooks alone."""

@@ -6,8 +6,11 @@ Each run has a folder of its own there. In it are always the switch and the verd
 leave, and with ``--on-exit hold`` the guards themselves.
 """
 
+import mmap
 import os
-from collections.abc import Iterable, Iterator
+import stat
+import struct
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,7 @@ PINS = Path("/sys/fs/bpf/ksentinel")
 """Where folders of runs are."""
 SWITCHES, SENTENCES, PROCESSES = "switches", "sentences", "processes"
 _MOST = 65536
+_RELEASED = slice(Switch.released.offset, Switch.released.offset + Switch.released.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,22 @@ class Left:
     @property
     def pid(self) -> int:
         """Whose it is."""
-        number = self.folder.name.partition("-")[0]
-        return int(number) if number.isdigit() else 0
+        return self._numbers[0]
+
+    @property
+    def began_ns(self) -> int:
+        """When that run began, in nanoseconds since boot."""
+        return self._numbers[1]
+
+    @property
+    def _numbers(self) -> tuple[int, int]:
+        pid, _, began = self.folder.name.partition("-")
+        return (int(pid), int(began)) if pid.isdecimal() and began.isdecimal() else (0, 0)
+
+    def runs(self, key_of: Callable[[int], ProcessKey | None]) -> bool:
+        """Tell whether that run goes on. A process that has got its PID since began later than it."""
+        key = key_of(self.pid) if self.pid else None
+        return key is not None and key.start_ns <= self.began_ns
 
     @property
     def holds(self) -> tuple[str, ...]:
@@ -56,11 +74,14 @@ class Left:
         with _opened(self.folder / SWITCHES) as table:
             if table is None:
                 return False
-            switch = table.lookup(0, Switch)
-            if not isinstance(switch, Switch):
-                return False
-            switch.released = 1
-            table.update(0, switch)
+            try:
+                # One field: whoever runs sets others meanwhile, and each run of a program reads them.
+                with mmap.mmap(table.fd, mmap.PAGESIZE) as memory:
+                    memory[_RELEASED] = struct.pack("=I", 1)
+            except OSError as error:
+                raise HostError(
+                    f"can't be switched: {error.strerror}", at=self.folder / SWITCHES, remedy="use root"
+                ) from None
             return True
 
     def remove(self) -> None:
@@ -98,13 +119,36 @@ class Left:
                     yield pid, int(known.score), int(known.over_ns)
 
 
-def left(folder: Path = PINS) -> list[Left]:
-    """Return what runs have left, the latest last."""
+def left(folder: Path = PINS, uid: int = 0) -> list[Left]:
+    """
+    Return what runs have left, the latest last.
+
+    Parameters
+    ----------
+    uid
+        Whose *folder* is trusted besides root's: in a BPF file system that anybody may write to, anybody could have made one.
+
+    Raises
+    ------
+    HostError
+        If it is somebody else's, who could have put other maps there.
+    """
     try:
-        found = [one for one in folder.iterdir() if one.is_dir()]
+        status = folder.lstat()
+        found = [Left(one) for one in folder.iterdir() if one.is_dir()]
     except OSError:
         return []
-    return [Left(one) for one in sorted(found, key=lambda one: one.stat().st_ctime_ns)]
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid not in {0, uid}:
+        raise HostError(
+            f"belongs to uid {status.st_uid}, who could put anything there",
+            at=folder,
+            remedy="as root: rm -r",
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise HostError(
+            "is writable by others, who could put anything there", at=folder, remedy=f"chmod go-w {folder}"
+        )
+    return sorted(found, key=lambda one: (one.began_ns, one.pid))
 
 
 def of_process(table: Map, pid: int) -> abi.Process | None:

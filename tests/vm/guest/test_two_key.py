@@ -52,7 +52,7 @@ def worker(tmp_path_factory, standing):
         windows += [item for item in items if isinstance(item, Window)]
     fitted = windows[: len(windows) * 2 // 3]
     model = NGramModel().fit(fitted)
-    table = KernelTable.fit(model, fitted, lambda number: bytes([number]) * 32)
+    table = KernelTable.fit(model, fitted, lambda number: bytes([number]) * 16)
     standing.live.collector.use(calibrated(table, model, windows[len(fitted) :]))
     return run
 
