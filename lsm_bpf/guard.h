@@ -440,7 +440,9 @@ static __always_inline __u32 mode_of(struct desk *desk, __u32 named)
                 if (by_cgroup > named)
                         named = by_cgroup;
         }
-        return named ? named : desk->mode;
+        if (!named)
+                named = desk->mode;
+        return desk->now.most && named > desk->now.most ? desk->now.most : named;
 }
 
 /* What of a word speaks against a way; returns what of it has still to be found out. Without branches, and sums in memory: the
@@ -499,6 +501,8 @@ static long try_way(__u32 index, struct trying *t)
                 return 0;
         }
         mode = mode_of(desk, way->mode);
+        if (way->flags & KS_WAY_TAKEN_BACK && mode > KS_MODE_PERMISSIVE)
+                mode = KS_MODE_PERMISSIVE;
         rank = rank_of(mode, way->action);
         if (rank > desk->best_rank) {
                 desk->best = at;
@@ -556,6 +560,11 @@ static __noinline int is_spared(struct desk *desk, struct task_struct *task)
         if (bpf_map_lookup_elem(&spared, &key) || spared_executable(task))
                 return 1;
         flags = spared_executable(task->real_parent);
+        if (!flags) {
+                key.a = BPF_CORE_READ(task, real_parent, tgid);
+                key.b = BPF_CORE_READ(task, real_parent, group_leader, start_boottime) / START_STEP * START_STEP;
+                flags = bpf_map_lookup_elem(&spared, &key);
+        }
         return flags && *flags & KS_SPARED_CHILDREN;
 }
 
@@ -705,7 +714,8 @@ static __always_inline void find_sentence(struct desk *desk, struct task_struct 
         if (!sentence || bpf_ktime_get_boot_ns() >= sentence->until_ns)
                 return;
         desk->sentence = *sentence;
-        desk->sentenced = 1;
+        desk->sentence.mode = mode_of(desk, sentence->mode);
+        desk->sentenced = desk->sentence.mode != KS_MODE_OFF;
 }
 
 /* A process whose sentence ends it doesn't get to do anything. Which operations a quarantine is about, hooks say. */

@@ -490,7 +490,8 @@ enum ks_action {
 };
 
 enum ks_way_flag {
-        KS_WAY_ANOMALOUS = 1, /* and only if the score is over its threshold */
+        KS_WAY_ANOMALOUS = 1,  /* and only if the score is over its threshold */
+        KS_WAY_TAKEN_BACK = 2, /* no more than permissive, whoever says so */
 };
 
 /* One way for a rule to speak at a hook: all bits of need hold, none of forbid does, as far as they are known. */
@@ -622,7 +623,7 @@ struct ks_sentence {
         __u64 until_ns;       /* CLOCK_BOOTTIME */
         __u32 rule;           /* as user space knows it */
         __u8 kind;            /* enum ks_sentence_kind */
-        __u8 mode;            /* enum ks_mode */
+        __u8 mode;            /* enum ks_mode; unnamed: as elsewhere */
         __u16 unused;
 };
 
@@ -641,7 +642,7 @@ struct ks_switch {
         __u32 own_tgid;
         __u32 denials_a_second; /* records of one process; 0: no limit */
         __u32 cgroups;        /* there are modes of control groups */
-        __u32 unused;
+        __u32 most;           /* no mode is more than this, whoever names it; 0: any */
 };
 
 enum ks_outcome {

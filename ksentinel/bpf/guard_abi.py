@@ -151,6 +151,7 @@ class WayFlag(IntFlag):
     """Flags of a way: enum ks_way_flag."""
 
     ANOMALOUS = 1
+    TAKEN_BACK = 2
 
 
 class NameKind(IntEnum):
@@ -379,7 +380,7 @@ class Switch(ctypes.Structure):
         ("own_tgid", c_uint32),
         ("denials_a_second", c_uint32),
         ("cgroups", c_uint32),
-        ("unused", c_uint32),
+        ("most", c_uint32),
     )
 
 

@@ -3,8 +3,8 @@
 
 import ctypes
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -64,6 +64,8 @@ class GuardRule:
         Its guards stay where ksentinel ends.
     anomalous
         Only for a score over its threshold.
+    taken_back
+        It is no more than permissive, whatever mode it or a control group has.
     source
         The rule with its guards, or the entry.
     words
@@ -78,6 +80,7 @@ class GuardRule:
     anomalous: bool
     source: Derived | Entry
     words: tuple[str, ...] = ()
+    taken_back: bool = False
 
     @property
     def at(self) -> Location | str:
@@ -173,6 +176,11 @@ class Compiled:
     posture: Posture
     arch: str
 
+    def without(self, taken_back: Collection[str], identity: Callable[[GuardRule], str]) -> "Compiled":
+        """Return it with these rules, by their identity, no more than permissive."""
+        rules = tuple(replace(rule, taken_back=identity(rule) in taken_back) for rule in self.rules)
+        return replace(self, rules=rules)
+
     def policy(self, epoch: int) -> guard_abi.Policy:
         """Return the image of ways and tests."""
         image = guard_abi.Policy(epoch=epoch, closed=int(self.posture is Posture.CLOSED))
@@ -190,7 +198,8 @@ class Compiled:
             else:
                 image.networked |= 1 << bit
         for index, way in enumerate(self.ways):
-            _fill(image.ways[index], way)
+            back = way.rule != CANARY_RULE and self.rules[way.rule].taken_back
+            _fill(image.ways[index], way, WayFlag.TAKEN_BACK if back else WayFlag(0))
         test_index = 0
         for hook in self.hooks:
             there = [index for index, way in enumerate(self.ways) if way.hook is hook]
@@ -351,14 +360,14 @@ def _number_tests(bit: int, test: Bits | Numbers) -> Iterator[guard_abi.NumberTe
         yield image
 
 
-def _fill(image: guard_abi.Way, way: Way) -> None:
+def _fill(image: guard_abi.Way, way: Way, flags: WayFlag) -> None:
     for word in Word:
         image.need[word], image.forbid[word] = way.need[word], way.forbid[word]
     image.calls = way.calls
     image.rule = way.rule
     image.mode = 0 if way.mode is None else way.mode.rank
     image.action = int(way.action)
-    image.flags = int(WayFlag.ANOMALOUS if way.anomalous else WayFlag(0))
+    image.flags = int(flags | (WayFlag.ANOMALOUS if way.anomalous else WayFlag(0)))
 
 
 def _holds_in(test: Networks | Reach, node: IPv4Network | IPv6Network) -> bool:

@@ -9,9 +9,10 @@ program reads once.
 
 import ctypes
 import mmap
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -21,6 +22,7 @@ from ksentinel.bpf.guard_abi import FlagsAt, GuardCounters, Hook, Outcome, Sente
 from ksentinel.bpf.libbpf import Map, Object, kernel_has_hook, pin, run_iterator, wait_for_programs
 from ksentinel.enforce import Mode
 from ksentinel.enforce.compiled import Compiled, numbered_calls, tokens_of
+from ksentinel.enforce.left import PROCESSES, SENTENCES, SWITCHES, Left, of_process
 from ksentinel.enforce.never import Spared
 from ksentinel.errors import HostError, RuleError
 from ksentinel.event import Process, ProcessKey
@@ -52,11 +54,9 @@ FLAGS_AT: Mapping[str, int] = MappingProxyType(
 )
 """In which argument calls have their flags, for hooks that aren't told them; as the events of these calls have them."""
 
-DENIALS_A_SECOND = 200
-"""Records of one process. What is denied beyond is counted, and denied all the same."""
-OVER_NS = 10_000_000_000
-"""For how long a process counts as over its threshold after one of its threads was."""
-PINNED = ("switches", "sentences", "processes")
+LIFECYCLE = ("on_exit", "on_fork", "on_exec")
+"""The collector's programs without which guards wouldn't know who is who."""
+PINNED = (SWITCHES, SENTENCES, PROCESSES)
 """Maps that are pinned: to let everything go, and for the next start to take verdicts and scores over."""
 _ROUND_NS = 10_000_000
 
@@ -77,6 +77,10 @@ class Guards:
         This machine's architecture.
     own_pid
         ksentinel's own process: it is spared.
+    over_ns
+        For how long a process counts as over its threshold after one of its threads was.
+    denials_a_second
+        Records of one process, 0: no limit. What is denied beyond is counted, and denied all the same.
     clock_ns
         Nanoseconds since boot.
 
@@ -100,6 +104,8 @@ class Guards:
         arch: str,
         own_pid: int,
         *,
+        over_ns: int = 30_000_000_000,
+        denials_a_second: int = 100,
         clock_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         has_hook: Callable[[str], bool] = kernel_has_hook,
     ) -> None:
@@ -108,6 +114,8 @@ class Guards:
         self.path_seed = path_seed
         self.arch = arch
         self.own_pid = own_pid
+        self.over_ns = over_ns
+        self.denials_a_second = denials_a_second
         self.clock_ns = clock_ns
         self.has_hook = has_hook
         self.epoch = 0
@@ -128,8 +136,8 @@ class Guards:
             stack.callback(self._let_go)
             self._switch.mode = Mode.OFF.rank
             self._switch.own_tgid = self.own_pid
-            self._switch.denials_a_second = DENIALS_A_SECOND
-            self._switch.over_ns = OVER_NS
+            self._switch.denials_a_second = self.denials_a_second
+            self._switch.over_ns = self.over_ns
             self._switch.heartbeat_ns = self.clock_ns()
             for token, bits in numbered_calls(self.arch).items():
                 self._map("calls").update(token, ctypes.c_uint64(bits))
@@ -230,6 +238,15 @@ class Guards:
         self._switch.mode = mode.rank
 
     @property
+    def most(self) -> Mode | None:
+        """What no mode is more than, whoever names it; None: any."""
+        return next((mode for mode in Mode if mode.rank == self._switch.most), None)
+
+    @most.setter
+    def most(self, mode: Mode | None) -> None:
+        self._switch.most = 0 if mode is None else mode.rank
+
+    @property
     def released(self) -> bool:
         """Whether nothing is denied, whatever else says so."""
         return bool(self._switch.released)
@@ -259,7 +276,9 @@ class Guards:
 
     # Verdicts on processes
 
-    def sentence(self, key: ProcessKey, kind: SentenceKind, until_ns: int, number: int, mode: Mode) -> None:
+    def sentence(
+        self, key: ProcessKey, kind: SentenceKind, until_ns: int, number: int, mode: Mode | None = None
+    ) -> None:
         """
         Carry out a verdict on a process, and on those that it forks from now on.
 
@@ -269,13 +288,17 @@ class Guards:
             When it ends, in nanoseconds since boot.
         number
             What its denials say that it is by.
+        mode
+            None: as the process' control group or the host has it.
 
         Raises
         ------
         HostError
             If the kernel has no room for it.
         """
-        sentence = guard_abi.Sentence(until_ns=until_ns, rule=number, kind=int(kind), mode=mode.rank)
+        sentence = guard_abi.Sentence(
+            until_ns=until_ns, rule=number, kind=int(kind), mode=0 if mode is None else mode.rank
+        )
         self._map("sentences").update(_sentenced(key), sentence)
         self._switch.sentences = 1
 
@@ -317,9 +340,10 @@ class Guards:
 
     def pin(self, folder: Path, *, links: bool) -> None:
         """
-        Make it known in a BPF file system.
+        Make them known in a BPF file system, in a folder that is there.
 
-        The switch always, so that a release needs nobody's help; with *links* the guards themselves, which then outlive this process.
+        The maps always, so that a release needs nobody's help; with *links* the guards themselves, and what tells processes apart,
+        which then outlive this process.
 
         Raises
         ------
@@ -328,10 +352,33 @@ class Guards:
         """
         for name in PINNED:
             pin(self._map(name).fd, folder / name)
-        self._pins = folder if links else None
         if links:
+            for program in LIFECYCLE:
+                self.collector.pin(program, folder / program)
             for hook, one in self._standing.items():
                 one.pin(program_at(hook), folder / program_at(hook))
+            self._pins = folder
+
+    def take_over(self, before: Left, pids: Iterable[int]) -> None:
+        """Carry on with the verdicts and scores of guards before these ones, which still stand; raises HostError."""
+        for key, sentence in before.sentences().items():
+            self._map("sentences").update(_sentenced(key), sentence)
+            self._switch.sentences = 1
+        known = self._map("processes")
+        for pid, score, over_ns in before.scores(pids):
+            process = of_process(known, pid)
+            if process is None:
+                continue
+            process.score, process.over_ns = (
+                max(score, int(process.score)),
+                max(over_ns, int(process.over_ns)),
+            )
+            with suppress(HostError, OSError):  # it has ended
+                descriptor = os.pidfd_open(pid)
+                try:
+                    known.update(descriptor, process)
+                finally:
+                    os.close(descriptor)
 
     # Inside
 

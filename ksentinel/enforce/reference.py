@@ -52,6 +52,7 @@ class Spoken:
     rule: int
     action: Action
     mode: Mode | None
+    taken_back: bool = False
 
 
 def decide(
@@ -61,6 +62,7 @@ def decide(
     host: Mode = Mode.ENFORCE,
     spared: bool = False,
     released: bool = False,
+    most: Mode | None = None,
 ) -> Decision | None:
     """
     Return what becomes of an operation; None if nothing is said of it.
@@ -73,16 +75,18 @@ def decide(
         The process is on the never-list.
     released
         Nothing is denied at all, or the heartbeat is too old.
+    most
+        What no mode is more than, whoever names it.
     """
     spoken = [
-        Spoken(index, rule.action, rule.mode)
+        Spoken(index, rule.action, rule.mode, rule.taken_back)
         for index, rule in enumerate(compiled.rules)
         if speaks(compiled, rule, operation)
     ]
     if operation.canary and operation.hook in compiled.hooks:
         spoken.insert(0, Spoken(CANARY_RULE, Action.DENY, None))
     cgroup = None if operation.canary else operation.cgroup
-    return strictest(spoken, cgroup, host=host, spared=spared, released=released)
+    return strictest(spoken, cgroup, host=host, spared=spared, released=released, most=most)
 
 
 def strictest(
@@ -92,6 +96,7 @@ def strictest(
     host: Mode,
     spared: bool,
     released: bool,
+    most: Mode | None = None,
 ) -> Decision | None:
     """
     Return what all that speak come to: by mode, then by action, then the first; None if all modes are off.
@@ -102,6 +107,8 @@ def strictest(
     for one in spoken:
         named = [mode for mode in (one.mode, cgroup) if mode is not None]
         mode = max(named, key=lambda mode: mode.rank, default=host)
+        for limit in (most, Mode.PERMISSIVE if one.taken_back else None):
+            mode = mode if limit is None else min(mode, limit, key=lambda mode: mode.rank)
         rank = 0 if mode is Mode.OFF else 1 if one.action is Action.LOG else mode.rank << 2 | one.action
         if rank > loudest:
             loudest, found = rank, (mode, one)

@@ -70,7 +70,12 @@ class Twin:
         facts = {word: self.facts(operation, word) for word in Word if there.words >> word & 1}
         call = self._call(operation)
         return [
-            Spoken(way.rule, Action(way.action), _MODES.get(way.mode))
+            Spoken(
+                way.rule,
+                Action(way.action),
+                _MODES.get(way.mode),
+                bool(way.flags & WayFlag.TAKEN_BACK),
+            )
             for way in self.policy.ways[there.first : there.first + there.count]
             if way.calls & call
             and (operation.anomalous or not way.flags & WayFlag.ANOMALOUS)
