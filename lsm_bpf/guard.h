@@ -45,8 +45,10 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  * others for a pointer. */
 #define REFUSE_IF(condition)                                    \
         do {                                                    \
-                if (condition)                                  \
+                if (condition) {                                \
                         __asm__ volatile("r0 = -1\nexit\n" ::: "r0", "memory"); \
+                        __builtin_unreachable(); /* or a jump that nobody takes may follow: the kernel refuses that */ \
+                }                                               \
         } while (0)
 
 enum {
@@ -77,6 +79,14 @@ static __always_inline __u64 started(struct task_struct *task)
         return BPF_CORE_READ(task, group_leader, start_boottime) / START_STEP * START_STEP;
 }
 
+/* Whether the thread is known to do another's work, or has entered the ring itself: then its registers say nothing. */
+static __always_inline int in_io_uring(const struct desk *desk)
+{
+        return !!(desk->holds[KS_WORD_TRAITS] & KS_TRAIT_IO_URING);
+}
+
+/* A thread with a ring of its own does what is left over there (what waited, what is linked to that) on its way back to user
+ * space, from whatever call it happens to be in. So it may be in that call or in io_uring: ways of both may speak. */
 static __noinline int tell_call(struct desk *desk, struct task_struct *task)
 {
         struct pt_regs *regs;
@@ -104,6 +114,8 @@ static __noinline int tell_call(struct desk *desk, struct task_struct *task)
         if (desk->call & 1ULL << CALL_IO_URING) {
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_IO_URING;
                 desk->denial.flags |= KS_DENIAL_IO_URING;
+        } else if (bpf_core_field_exists(task->io_uring) && task->io_uring) {
+                desk->call |= 1ULL << CALL_IO_URING;
         }
         return 0;
 }
@@ -138,7 +150,7 @@ static __noinline __attribute__((unused)) int tell_flags(struct desk *desk, stru
         struct ks_flags_at *where;
         __u32 token;
 
-        if (!desk || desk->call & 1ULL << CALL_IO_URING)
+        if (!desk || in_io_uring(desk))
                 return 0;
         token = desk->denial.token;
         where = bpf_map_lookup_elem(&flag_arguments, &token);
@@ -404,7 +416,7 @@ static __noinline int tell_paths(struct desk *desk, const struct ks_policy *poli
 
 static __always_inline __u32 rank_of(__u32 mode, __u32 action)
 {
-        return mode == KS_MODE_OFF ? 0 : action == KS_ACTION_LOG ? 1 : mode << 2 | action;
+        return mode == KS_MODE_OFF ? 0 : mode << 2 | action;
 }
 
 static __noinline __u32 cgroup_mode(struct desk *desk)
@@ -532,13 +544,15 @@ static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *poli
 
 /* ---- who is spared ---- */
 
+/* In a user namespace of its own anybody may say which file the process executes (PR_SET_MM_MAP): there nobody is spared for
+ * that. */
 static __always_inline __u32 *spared_executable(struct task_struct *task)
 {
         struct ks_spared key = {.kind = KS_SPARED_EXECUTABLE};
         struct file *exe = BPF_CORE_READ(task, mm, exe_file);
         struct inode *inode;
 
-        if (!exe)
+        if (!exe || BPF_CORE_READ(task, real_cred, user_ns, level))
                 return 0;
         inode = BPF_CORE_READ(exe, f_inode);
         key.a = BPF_CORE_READ(inode, i_sb, s_dev);
@@ -674,6 +688,8 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
                         return 0;
                 denial->rule = policy->ways[best].rule;
                 denial->way = best;
+                if (!(policy->ways[best].calls & desk->call & ~(1ULL << CALL_IO_URING)))
+                        denial->flags |= KS_DENIAL_IO_URING; /* of the call that the thread is in it doesn't speak */
                 action = policy->ways[best].action;
                 mode = desk->best_mode;
         }
@@ -682,7 +698,7 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
         if (desk->holds[KS_WORD_TRAITS] & KS_TRAIT_CANARY) {
                 denial->flags |= KS_DENIAL_CANARY;
                 denial->nonce = desk->now.canary_nonce;
-        } else if (is_spared(desk, task)) {
+        } else if (action != KS_ACTION_LOG && is_spared(desk, task)) {
                 denial->outcome = KS_OUTCOME_SPARED;
                 goto say;
         }
@@ -697,8 +713,8 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
                 denial->outcome = KS_OUTCOME_DENIED;
                 refused = 1;
                 if (action == KS_ACTION_KILL) {
-                        bpf_send_signal(SIGKILL);
-                        denial->flags |= KS_DENIAL_KILLED;
+                        if (!bpf_send_signal(SIGKILL))
+                                denial->flags |= KS_DENIAL_KILLED;
                 }
         }
 say:
@@ -778,7 +794,8 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
         }
         first = policy->hooks[hook].first;
         count = policy->hooks[hook].count;
-        if (!desk->sentenced && count) {
+        /* A sentence that is only tried out must not stand before a way that is in earnest. */
+        if (count && !(desk->sentenced && desk->sentence.mode == KS_MODE_ENFORCE)) {
                 COUNT(evaluated);
                 tell_numbers(desk, policy, &policy->hooks[hook]);
                 /* From what costs little to what costs more, as long as some way may still speak. A path comes last. */
@@ -796,6 +813,8 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
                         try_ways(desk, policy, first, count);
                 }
         }
+        if (desk->sentence.mode != KS_MODE_ENFORCE && desk->best_rank >= KS_MODE_ENFORCE << 2)
+                desk->sentenced = 0;
         if (desk->sentenced || desk->best_rank)
                 refused = conclude(desk, policy, task);
         stand_up(desk);

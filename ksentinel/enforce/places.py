@@ -81,7 +81,8 @@ def chain(path: str, find: Resolve = resolve) -> tuple[Place, ...]:
     """
     Return the place of *path*, after links, and of each directory above it, the nearest first; empty if nothing is there.
 
-    A directory that something is mounted on is the mounted one; the kernel passes by the other, too.
+    A directory that something is mounted on is the mounted one; the kernel passes by the other, too, and by what lies above a part
+    of a file system that is mounted by itself.
     """
     real = Path(os.path.realpath(path))
     found = [find(str(one)) for one in (real, *real.parents)]
