@@ -49,7 +49,22 @@ class Ring:
         """Have a request done; raises OSError if its completion says so."""
         flags = IOSQE_ASYNC if asynchronous else 0
         _SQE.pack_into(
-            self.requests, 0, opcode, flags, 0, fd, offset, address, length, more, 1, 0, 0, address_length, 0, 0
+            self.requests,
+            0,
+            opcode,
+            flags,
+            0,
+            fd,
+            offset,
+            address,
+            length,
+            more,
+            1,
+            0,
+            0,
+            address_length,
+            0,
+            0,
         )
         struct.pack_into("=I", self.sq, self.sq_at["array"], 0)
         struct.pack_into("=I", self.sq, self.sq_at["tail"], 1)

@@ -24,7 +24,7 @@ from vm.guest.calls import (
     syscall,
     umount,
 )
-from vm.guest.workload import NEW, Op, ended, forbidden, untouched, walk
+from vm.guest.workload import NEW, Op, ended, forbidden, named, untouched, walk
 
 from ksentinel.enforce import Mode
 from ksentinel.event import Outcome
@@ -124,8 +124,6 @@ def relative(spot):
     opened("./dir/../file")
 
 
-
-
 OPS = (
     Op("read", lambda s: opened(s.file), OPEN),
     Op("write", lambda s: opened(s.file, os.O_WRONLY), OPEN),
@@ -176,8 +174,15 @@ def trees(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "marked").write_text("x")
     with ExitStack() as after:
-        yield lambda which: lambda op: Spot(
-            tmp_path / which / op.name, tmp_path / "outside" / which / op.name, tmp_path / which / "marked", after
+        yield (
+            lambda which: (
+                lambda op: Spot(
+                    tmp_path / which / named(op),
+                    tmp_path / "outside" / which / named(op),
+                    tmp_path / which / "marked",
+                    after,
+                )
+            )
         )
 
 
@@ -205,12 +210,11 @@ def test_beside(guards, trees, tmp_path):
 def test_deep(guards, trees, tmp_path):
     """Below a hundred directories it is the same."""
     policy(guards, tmp_path)
-    ops = [Op("create deep", lambda s: in_child(lambda: os.close(os.open("x", os.O_CREAT | os.O_RDWR))), ("path_mknod", "file_open"))]  # fmt: skip
-    here = tmp_path / "protected"
+    ops = [Op("create deep", lambda _: opened("x", os.O_CREAT | os.O_RDWR), ("path_mknod", "file_open"))]
     guards.guards.mode = Mode.OFF
-    before = os.getcwd()
+    before = Path.cwd()
     try:
-        dig(here, 100)
+        dig(tmp_path / "protected", 100)
         found = walk(guards, ops, lambda _: None, Mode.ENFORCE)
     finally:
         guards.guards.mode = Mode.OFF
@@ -223,14 +227,14 @@ def dig(start, count):
     """Go down so many directories below *start*."""
     os.chdir(start)
     for _ in range(count):
-        os.mkdir("d")
+        Path("d").mkdir()
         os.chdir("d")
 
 
 @pytest.mark.parametrize(
     ("posture", "where", "expected"),
     [
-        # Within reach of the root nothing would be; the file's place can't be told, and open means that it isn't.
+        # Its place can't be told, and open means that it is in none.
         ("open", "protected", (0, [])),
         ("closed", "protected", (1, [("path_mknod", Outcome.DENIED, True)])),
         # That it isn't protected can't be told either.
@@ -241,11 +245,11 @@ def test_too_deep(guards, trees, tmp_path, posture, where, expected):
     """Deeper than guards look it is the posture that decides; either way it is counted."""
     policy(guards, tmp_path, posture=posture)
     guards.guards.mode = Mode.OFF
-    before, counted = os.getcwd(), guards.guards.counters()["too_deep"]
+    before, counted = Path.cwd(), guards.guards.counters()["too_deep"]
     try:
         dig(tmp_path / where, 270)
         guards.guards.mode = Mode.ENFORCE
-        error = ended(lambda: os.close(os.open("x", os.O_CREAT | os.O_RDWR)))
+        error = ended(lambda: opened("x", os.O_CREAT | os.O_RDWR))
     finally:
         guards.guards.mode = Mode.OFF
         os.chdir(before)
@@ -259,7 +263,7 @@ def test_not_refused(guards, trees, tmp_path):
     """What opens nothing, or was opened before: the guards aren't asked."""
     policy(guards, tmp_path)
     ops = [
-        Op("look", lambda s: os.stat(s.file), ()),
+        Op("look", lambda s: s.file.stat(), ()),
         Op("O_PATH", lambda s: opened(s.file, os.O_PATH), ()),
         Op("read what is open", lambda s: os.read(s.fd, 1), ()),
         Op("write what is open", lambda s: os.write(s.fd, b"y"), ()),
@@ -284,7 +288,9 @@ def test_cut(guards, trees, tmp_path):
 def overlay(tmp_path):
     """A file system laid over two directories; the kernel's own module is loaded for it."""
     if "overlay" not in Path("/proc/filesystems").read_text():
-        (module,) = Path("build/vm").glob(f"*/lib/modules/{os.uname().release}/kernel/fs/overlayfs/overlay.ko*")
+        (module,) = Path("build/vm").glob(
+            f"*/lib/modules/{os.uname().release}/kernel/fs/overlayfs/overlay.ko*"
+        )
         content = module.read_bytes()
         content = lzma.decompress(content) if module.suffix == ".xz" else content
         syscall("init_module", content, len(content), b"")
@@ -310,9 +316,12 @@ def test_overlay(guards, overlay, protected):
     }
     guards.guards.mode = Mode.OFF
 
-    assert found == {
-        "merged": {"read": True, "write": True, "unlink": True},
-        # New kernels open the file below by its own path, old ones by the path above it.
-        "lower": {"read": NEW, "write": NEW, "unlink": False},
-        "upper": {"read": False, "write": NEW, "unlink": False},
-    }[protected]
+    assert (
+        found
+        == {
+            "merged": {"read": True, "write": True, "unlink": True},
+            # New kernels open the file below by its own path, old ones by the path above it; to be written it is copied, and so read.
+            "lower": {"read": NEW, "write": True, "unlink": False},
+            "upper": {"read": False, "write": NEW, "unlink": False},
+        }[protected]
+    )

@@ -10,7 +10,7 @@ import pytest
 from vm.guest import ring
 from vm.guest.calls import AT_FDCWD
 from vm.guest.ring import Ring
-from vm.guest.workload import NEW, Op, forbidden, make_anomalous, untouched, walk
+from vm.guest.workload import NEW, Op, forbidden, make_anomalous, named, untouched, walk
 
 from ksentinel.enforce import Mode
 from ksentinel.rules.derivation import derive
@@ -36,21 +36,28 @@ class Spot:
         self.how = how
         self.kept = []
         self.file, self.new = self.text(folder / "file"), self.text(folder / "new")
-        self.address = self.keep(struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", ports[0], socket.inet_aton("127.0.0.1")))
-        self.own = self.keep(struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", ports[1], socket.inet_aton("127.0.0.1")))
+        self.address = self.keep(
+            struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", ports[0], socket.inet_aton("127.0.0.1"))
+        )
+        self.own = self.keep(
+            struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", ports[1], socket.inet_aton("127.0.0.1"))
+        )
         self.byte = self.keep(b"x")
         self.descriptor = os.open(folder / "file", os.O_RDWR)
 
     def keep(self, content):
+        """Return where this stands from now on."""
         self.kept.append(ctypes.create_string_buffer(content, len(content) + 1))
         return ctypes.addressof(self.kept[-1])
 
     def text(self, path):
+        """Return where a path stands."""
         return self.keep(os.fsencode(path))
 
-    def ask(self, opcode, *arguments, **named):
+    def ask(self, opcode, *arguments, **more):
+        """Have a request done, the way that is asked for."""
         with Ring(polled=self.how == "polled") as one:
-            one.ask(opcode, *arguments, asynchronous=self.how == "worker", **named)
+            one.ask(opcode, *arguments, asynchronous=self.how == "worker", **more)
 
 
 def sendmsg(spot, sender):
@@ -84,7 +91,7 @@ OPS = (
     Op("mkdir", lambda s: s.ask(ring.MKDIRAT, AT_FDCWD, s.new, 0o700), ("path_mkdir",)),
     Op("symlink", lambda s: s.ask(ring.SYMLINKAT, AT_FDCWD, s.file, 0, s.new), ("path_symlink",)),
     Op("link", lambda s: s.ask(ring.LINKAT, AT_FDCWD, s.file, AT_FDCWD & 0xFFFFFFFF, s.new), ("path_link",)),
-    Op("connect", by_socket(STREAM, lambda s, fd: s.ask(ring.CONNECT, fd, s.address, 0, 16)), ("socket_connect",)),
+    Op("connect", by_socket(STREAM, lambda s, fd: s.ask(ring.CONNECT, fd, s.address, 0, 16)), ("socket_connect",) * 2),  # it is asked again when there is an answer
     Op("connect datagrams", by_socket(DATAGRAM, lambda s, fd: s.ask(ring.CONNECT, fd, s.address, 0, 16)), ("socket_connect",)),
     Op("send", by_socket(DATAGRAM, lambda s, fd: s.ask(ring.SEND, fd, s.byte, 1, s.address, address_length=16)), ("socket_sendmsg",)),
     Op("send without a copy", by_socket(DATAGRAM, lambda s, fd: s.ask(ring.SEND_ZC, fd, s.byte, 1, s.address, address_length=16)), ("socket_sendmsg",)),
@@ -110,7 +117,7 @@ def trees(tmp_path):
 
     def where(which, how):
         def make(op):
-            made.append(Spot(tmp_path / which / op.name, PORTS[which], how))
+            made.append(Spot(tmp_path / which / named(op), PORTS[which], how))
             return made[-1]
 
         return make
@@ -147,6 +154,7 @@ def test_beside(guards, policy, trees, how):
 def test_whose(guards, policy, trees, how):
     """Whoever does it in the kernel: the record names the process that asked."""
     policy()
+    guards.guards.mode = Mode.OFF
     spot = trees("protected", how)(Op("one", None, OPEN))
     guards.denials(0)
     guards.guards.mode = Mode.ENFORCE
@@ -171,7 +179,9 @@ def test_two_keys(guards, policy, trees, how):
         found = {}
         for op in OPS:
             make_anomalous(guards, over=True)  # it is forgotten after ten seconds
-            found |= walk(guards, [op._replace(name=f"{op.name}, unusual")], trees("protected", how), Mode.ENFORCE)
+            found |= walk(
+                guards, [op._replace(name=f"{op.name}, unusual")], trees("protected", how), Mode.ENFORCE
+            )
     finally:
         make_anomalous(guards, over=False)
 

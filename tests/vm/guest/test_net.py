@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forbidden destinations, ports and sockets, by every call that leads there: refused, or told; beside them nothing happens."""
 
+# ruff: noqa: S104 -- to bind there is refused
 import ctypes
 import errno
 import os
@@ -26,6 +27,7 @@ entries:
 """
 INET, INET6, UNIX = socket.AF_INET, socket.AF_INET6, socket.AF_UNIX
 STREAM, DATAGRAM, PACKET = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
+ME = os.path.realpath("/proc/self/exe")
 HERE = {INET: "127.0.0.1", INET6: "::1"}
 TCP_FASTOPEN_CONNECT = 30
 CONNECT, SEND, BIND, LISTEN = ("socket_connect",), ("socket_sendmsg",), ("socket_bind",), ("socket_listen",)
@@ -48,18 +50,9 @@ class Spot:
 
     def __init__(self, folder, port, own, family):
         self.folder, self.port, self.own, self.family = folder, port, own, family
-
-    @property
-    def stream(self):
-        return str(self.folder / "stream")
-
-    @property
-    def packet(self):
-        return str(self.folder / "packet")
-
-    @property
-    def datagram(self):
-        return str(self.folder / "datagram")
+        self.stream, self.packet, self.datagram = (
+            str(folder / name) for name in ("stream", "packet", "datagram")
+        )
 
 
 def v4(port, host="127.0.0.1", family=INET):
@@ -134,13 +127,14 @@ class Message(ctypes.Structure):
 
     _fields_ = (
         ("name", ctypes.c_char_p), ("name_len", ctypes.c_uint32), ("vector", ctypes.c_void_p), ("vectors", ctypes.c_size_t),
-        ("control", ctypes.c_void_p), ("control_len", ctypes.c_size_t), ("flags", ctypes.c_int), ("sent", ctypes.c_uint32),
+        ("control", ctypes.c_void_p), ("control_len", ctypes.c_size_t), ("flags", ctypes.c_int), ("unused", ctypes.c_int), ("sent", ctypes.c_uint32),
     )  # fmt: skip
 
 
 def several(ports):
     """Send one message to each port, by one call; returns how many have gone."""
-    messages = (Message * len(ports))(*(Message(v4(port), 16) for port in ports))
+    addresses = [v4(port) for port in ports]
+    messages = (Message * len(ports))(*(Message(address, 16) for address in addresses))
     with socket.socket(INET, DATAGRAM) as one:
         return checked(
             libc.syscall(ctypes.c_long(NUMBERS["sendmmsg"]), one.fileno(), messages, len(ports), 0)
@@ -311,7 +305,8 @@ def test_second_message(guards):
 
 def test_no_destination(guards):
     """To take a connection back is to go nowhere: no network holds it."""
-    guards.use('entries: [{id: all, deny: [connect], network: {to: ["0.0.0.0/0", "::/0"], port: [1-65535]}}]')
+    everywhere = f'{{to: ["0.0.0.0/0", "::/0"], port: [1-65535]}}, by: [{ME}]'
+    guards.use(f"entries: [{{id: all, deny: [connect], network: {everywhere}}}]")
     nowhere = v4(7777, "127.0.0.1", socket.AF_UNSPEC)
     with socket.socket(INET, DATAGRAM) as one:
         error = ended(lambda: checked(libc.connect(one.fileno(), nowhere, len(nowhere))))
@@ -327,7 +322,7 @@ def test_abstract(guards, kind):
         server.bind("\0ksentinel-test")
         if kind is STREAM:
             server.listen()
-        guards.use("entries: [{id: unix, deny: [connect], network: {family: unix}}]")
+        guards.use(f"entries: [{{id: unix, deny: [connect], network: {{family: unix}}, by: [{ME}]}}]")
         error = ended(lambda: client.connect("\0ksentinel-test"))
     guards.guards.mode = Mode.OFF
 

@@ -37,22 +37,26 @@ class Powerful:
         self.said("up")
 
     def said(self, expected=None):
+        """Return its next line."""
         line = self.process.stdout.readline().strip()
         assert expected is None or line == expected, line
         return line
 
     def prepare(self, op):
+        """Have something prepared."""
         self.process.stdin.write(f"{op.name}\n")
         self.said("ready")
         return self
 
     def go(self):
+        """Have it done; raises OSError."""
         self.process.stdin.write("go\n")
         number = int(self.said())
         if number:
             raise OSError(number, os.strerror(number))
 
     def close(self):
+        """End it."""
         with self.process:
             self.process.stdin.close()
 

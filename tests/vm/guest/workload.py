@@ -35,6 +35,11 @@ class Op(NamedTuple):
     error: int = errno.EPERM
 
 
+def named(op):
+    """Return what an operation's directory is called: a script's first line is cut at a blank."""
+    return op.name.replace(" ", "-")
+
+
 def ended(act):
     """Return the errno that something ended with; 0 if it went through."""
     try:
