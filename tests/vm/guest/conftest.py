@@ -54,9 +54,9 @@ class Standing:
         found = []
         end = time.monotonic() + 30
         while time.monotonic() < end:
-            items = self.live._items(self.live.collector.poll(seconds))
-            found += [item for item in items if isinstance(item, HookEvent)]
-            if not items:
+            records = self.live.collector.poll(seconds)
+            found += [item for item in self.live._items(records) if isinstance(item, HookEvent)]
+            if not records:
                 break
         return [one for one in found if canaries or one.nonce is None]
 
