@@ -211,11 +211,14 @@ static long try_number(__u32 index, struct trying *t)
         return 0;
 }
 
-static __always_inline void tell_numbers(struct desk *desk, const struct ks_policy *policy, const struct ks_hook_policy *at)
+static __always_inline void tell_numbers(struct desk *desk, const struct ks_policy *policy, const struct ks_hook_policy *at,
+                                         struct task_struct *task)
 {
         struct trying t = {.desk = desk, .policy = policy, .first = at->first_test, .end = at->first_test + at->tests};
         __u64 *found;
 
+        if (at->tests && !(desk->denial.known & 1 << KS_NUMBER_EUID)) /* an execution knows the one that it leads to */
+                number_is(desk, KS_NUMBER_EUID, BPF_CORE_READ(task, cred, euid.val));
         if (at->tests)
                 bpf_loop(KS_NUMBER_TESTS, try_number, &t, 0);
         if (!policy->networked || !desk->denial.addressed)
@@ -780,7 +783,7 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
         count = policy->hooks[hook].count;
         if (!desk->sentenced && count) {
                 COUNT(evaluated);
-                tell_numbers(desk, policy, &policy->hooks[hook]);
+                tell_numbers(desk, policy, &policy->hooks[hook], task);
                 /* From what costs little to what costs more, as long as some way may still speak. A path comes last. */
                 wanted = try_ways(desk, policy, first, count);
                 if (wanted & SCORES) {
