@@ -30,6 +30,7 @@
 #define S_IFREG 0100000
 #define TMPFS_MAGIC 0x01021994
 #define CGROUP_LEVELS 16
+#define ROOTS 4              /* file systems mounted on each other at the root */
 #define PATH_BITS \
         ((1 << KS_WORD_IMAGE) | (1 << KS_WORD_EXECUTED) | (1 << KS_WORD_ASKED) | (1 << KS_WORD_TARGET) | \
          (1 << KS_WORD_PATH) | (1 << KS_WORD_PLACES))
@@ -325,22 +326,36 @@ static __always_inline void path_word(struct desk *desk, const struct ks_policy 
         desk->holds[word] = desk->told.sets & known;
 }
 
+/* Whether the caller's root is everybody's. It may be mounted on others (an initramfs stays below), none of which adds a name. */
+static __noinline int at_root(struct task_struct *task)
+{
+        struct dentry *root = BPF_CORE_READ(task, fs, root.dentry);
+        struct mount *mnt, *up;
+
+        mnt = (void *)BPF_CORE_READ(task, fs, root.mnt) - bpf_core_field_offset(struct mount, mnt);
+        for (int i = 0; i < ROOTS; i++) {
+                if (root != BPF_CORE_READ(mnt, mnt.mnt_root))
+                        return 0;
+                up = BPF_CORE_READ(mnt, mnt_parent);
+                if (up == mnt)
+                        return 1;
+                root = BPF_CORE_READ(mnt, mnt_mountpoint);
+                mnt = up;
+        }
+        return 0;
+}
+
 /* The path that an execution was asked for by. It counts if it is absolute and the caller's root is everybody's. */
 static __noinline int tell_asked(struct desk *desk, const struct ks_policy *policy, struct task_struct *task)
 {
-        struct mount *mnt;
-        struct dentry *root;
         long len;
 
         if (!desk || !policy)
                 return 0;
         desk->told.sets = 0;
         desk->told.known = 0;
-        root = BPF_CORE_READ(task, fs, root.dentry);
-        mnt = (void *)BPF_CORE_READ(task, fs, root.mnt) - bpf_core_field_offset(struct mount, mnt);
         len = bpf_probe_read_kernel_str(desk->data, KS_TEXT, (void *)desk->asked);
-        if (len > 1 && len < KS_TEXT && desk->data[0] == '/' && root == BPF_CORE_READ(mnt, mnt.mnt_root) &&
-            mnt == BPF_CORE_READ(mnt, mnt_parent)) {
+        if (len > 1 && len < KS_TEXT && desk->data[0] == '/' && at_root(task)) {
                 __u32 begin = KS_TEXT - (len - 1), count = (len - 1) & (KS_TEXT - 1);
 
                 bpf_probe_read_kernel(&desk->text[begin & (KS_TEXT - 1)], count & (KS_TEXT - 1), desk->data);
