@@ -288,9 +288,9 @@ static long ascend(__u32 index __attribute__((unused)), struct working *w)
                                         desk->told.who |= found->who;
                                 }
                         }
+                        a->steps++; /* a name that isn't there yet stands for the directory that it comes into */
                 }
         }
-        a->steps++;
         if (dentry == BPF_CORE_READ(mnt, mnt.mnt_root)) {
                 struct mount *up = BPF_CORE_READ(mnt, mnt_parent);
 
