@@ -51,6 +51,8 @@ FLAGS_AT: Mapping[str, int] = MappingProxyType(
     {"open": 2, "openat": 3, "unlinkat": 3, "linkat": 5, "umount2": 2, "unshare": 1}
 )
 """In which argument calls have their flags, for hooks that aren't told them; as the events of these calls have them."""
+FLAGS_OF: Mapping[str, int] = MappingProxyType({"creat": 0o1101})
+"""Flags of calls that always have the same, and no argument for them."""
 
 DENIALS_A_SECOND = 200
 """Records of one process. What is denied beyond is counted, and denied all the same."""
@@ -136,6 +138,9 @@ class Guards:
             for call, argument in FLAGS_AT.items():
                 for token in tokens_of(call, self.arch):
                     self._map("flag_arguments").update(token, FlagsAt(argument=argument))
+            for call, value in FLAGS_OF.items():
+                for token in tokens_of(call, self.arch):
+                    self._map("flag_arguments").update(token, FlagsAt(given=1, value=value))
             self._naming = self.collector.iterator("name_running")
             self._stack = stack.pop_all()
         return self
