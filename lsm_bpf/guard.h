@@ -522,7 +522,8 @@ static long try_way(__u32 index, struct trying *t)
         if (way->flags & KS_WAY_TAKEN_BACK && mode > KS_MODE_PERMISSIVE)
                 mode = KS_MODE_PERMISSIVE;
         rank = rank_of(mode, way->action);
-        if (rank > desk->best_rank) {
+        /* Ways are tried more than once, as more becomes known: the first of equals may speak after the others. */
+        if (rank > desk->best_rank || (rank == desk->best_rank && at < desk->best)) {
                 desk->best = at;
                 desk->best_rank = rank;
                 desk->best_mode = mode;
