@@ -12,8 +12,8 @@ import random
 import socket
 import stat
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ksentinel import syscalls
@@ -22,7 +22,7 @@ from ksentinel.enforce import Mode
 from ksentinel.enforce.compiled import Compiled
 from ksentinel.enforce.compiler import MOST, _Builder, _named
 from ksentinel.enforce.operation import Operation
-from ksentinel.enforce.places import Place, chain
+from ksentinel.enforce.places import Place, Resolve, chain, resolve
 from ksentinel.enforce.reference import Decision, decide
 from ksentinel.enforce.settings import Does, Entry, Family, FileKind, Settings
 from ksentinel.errors import Location, RuleError
@@ -81,9 +81,6 @@ NETWORKS = (
     "2001:db8::/32", "fd00::/8", "::1/128", "203.0.113.0/24",
 )  # fmt: skip
 
-NUMBERED = {Hook.BPRM_CREDS_FROM_FILE: ("euid",)}
-
-
 # Files
 
 
@@ -109,7 +106,7 @@ class File:
     there: bool = True
 
     @classmethod
-    def at(cls, path: str, find=chain) -> "File":
+    def at(cls, path: str, find: Callable[[str], tuple[Place, ...]]) -> "File":
         """Look at what is there, or the directory that it would come into."""
         try:
             found = Path(path).stat()
@@ -152,6 +149,8 @@ class Tree:
 
     def __init__(self, root: Path, program: Path, *, mounts: bool) -> None:
         self.root = str(root)
+        self.files: dict[str, File] = {}
+        self.places: dict[str, Place | None] = {}
         for name in FOLDERS:
             (root / name).mkdir(parents=True, exist_ok=True)
         if mounts:
@@ -182,8 +181,20 @@ class Tree:
         self.mounted = mounts
 
     def file(self, name: str) -> File:
-        """Return one of them as it is used."""
-        return File.at(f"{self.root}/{name}")
+        """Return one of them as it is used, looked at once."""
+        if name not in self.files:
+            self.files[name] = File.at(f"{self.root}/{name}", self.chain)
+        return self.files[name]
+
+    def place(self, path: str) -> Place | None:
+        """Return a file's place, looked at once."""
+        if path not in self.places:
+            self.places[path] = resolve(path)
+        return self.places[path]
+
+    def chain(self, path: str) -> tuple[Place, ...]:
+        """Return its place and those above."""
+        return chain(path, self.place)
 
     def take_away(self) -> None:
         """Unmount, and close."""
@@ -444,7 +455,7 @@ def derived(identity: str, guards: Sequence[Guard], action: str, *, anomalous: b
     return Derived(rule, ones, ())
 
 
-def full_policy(seed: int, root: str, resolve, also: Sequence[Hook] = ()) -> Compiled:
+def full_policy(seed: int, root: str, find: Resolve, also: Sequence[Hook] = ()) -> Compiled:
     """Return a policy of rules and entries until nothing more fits."""
     author = Author(seed, root)
     rules = list(author.rules())
@@ -452,7 +463,7 @@ def full_policy(seed: int, root: str, resolve, also: Sequence[Hook] = ()) -> Com
     settings = Settings(
         modes={one.rule.id: mode for one, mode in rules if mode is not None}, entries=tuple(entries)
     )
-    builder = _Builder(settings, resolve, "x86_64", _named([one for one, _ in rules]), hooks=set(also))
+    builder = _Builder(settings, find, "x86_64", _named([one for one, _ in rules]), hooks=set(also))
     for one in [*(rule for rule, _ in rules), *entries]:
         kept = _copy(builder)
         try:
@@ -570,13 +581,10 @@ class Scene:
     who: Who
     chance: random.Random
     truncate_by_path: bool = True
-    files: dict[str, File] = field(default_factory=dict)
 
     def file(self, name: str) -> File:
-        """Return one of the tree's files, looked at once."""
-        if name not in self.files:
-            self.files[name] = self.tree.file(name)
-        return self.files[name]
+        """Return one of the tree's files."""
+        return self.tree.file(name)
 
     def any(self, names: Sequence[str]) -> File:
         """Return any of some."""
@@ -670,7 +678,7 @@ class Scene:
         number = self.chance.choice((4, 5))
         flags = self.chance.choice((0, 1, 2))
         deleted = Trait.DELETED | Trait.MEMFD | Trait.OTHERS_WRITE
-        above = chain(f"{self.tree.root}/own") if number == 4 else ()
+        above = self.tree.chain(f"{self.tree.root}/own") if number == 4 else ()
         file = File(f"/proc/self/fd/{200 + number}", None, (Place(0, number), *above), deleted)
         traits = (Trait.READ if flags in {0, 2} else Trait(0)) | (Trait.WRITE if flags else Trait(0))
         steps = (

@@ -36,6 +36,8 @@ int main(int argc, char **argv)
 	for (int i = 1; i < atoi(argv[3]); i++)
 		if (!fork())
 			break;
+	if (nice(10) < 0) /* whoever switches goes first */
+		return 2;
 	while (!control->stop) {
 		uint32_t before = control->sequence, after;
 		enum end end = WENT_ON;
