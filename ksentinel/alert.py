@@ -55,6 +55,8 @@ class Alert:
         Rises with each new level or piece of evidence.
     repeats
         How many more incidents looked just like this one (same rules, same programs) and were folded into it.
+    requested, verified
+        The mode of enforcement that was asked for, and the one that has been proven (``no``: none); empty where nothing is enforced.
     muted
         Id of the mute that keeps it from being shown; empty: none.
     evidence
@@ -71,6 +73,8 @@ class Alert:
     repeats: int = 0
     arch: str = "x86_64"
     muted: str = ""
+    requested: str = ""
+    verified: str = ""
     explanation: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -119,6 +123,11 @@ class Alert:
             "action": str(self.verdict.action),
             "agreed": self.verdict.agreed,
             "enforced": self.enforced,
+            **(
+                {"enforcement": {"requested": self.requested, "verified": self.verified}}
+                if self.requested
+                else {}
+            ),
             "reasons": list(self.reasons),
             "policy": {
                 "rule": str(self.verdict.place.rule),

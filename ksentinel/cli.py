@@ -13,6 +13,7 @@ import typer
 import ksentinel
 from ksentinel import host
 from ksentinel.commands import authoring, rules
+from ksentinel.commands import enforce as enforcement
 from ksentinel.commands.alerts import alerts, explain
 from ksentinel.commands.doctor import doctor
 from ksentinel.commands.events import events
@@ -52,8 +53,25 @@ for _command in (
     explain,
     events,
     selftest,
+    enforcement.release,
 ):
     app.command()(_command)
+
+_enforce = typer.Typer(
+    name="enforce", invoke_without_command=True, add_completion=False, rich_markup_mode=None
+)
+_enforce.callback()(enforcement.enforce)
+_enforce.command("mode")(enforcement.switch_mode)
+for _part in (
+    enforcement.confirm,
+    enforcement.plan,
+    enforcement.ready,
+    enforcement.denials,
+    enforcement.note,
+    enforcement.never,
+):
+    _enforce.command()(_part)
+app.add_typer(_enforce)
 
 _rules = typer.Typer(
     name="rules",

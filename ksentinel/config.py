@@ -112,7 +112,7 @@ class EnforceConfig:
 
     file: str = ""
     """The operator's file about enforcement; empty: rules that ask for inline alone."""
-    mode: str = "off"
+    mode: str = "permissive"
     """Where neither a rule nor a control group has one."""
     on_exit: str = "open"
     """What becomes of guards when ksentinel ends without having been asked to."""
@@ -122,6 +122,10 @@ class EnforceConfig:
     """After so long without ksentinel scores don't count as a second key any more."""
     over_seconds: float = 30.0
     """For how long a process counts as over its threshold after it was."""
+    proof_seconds: float = 2.0
+    """How long one attempt of the canary may take; all of them together five times as long."""
+    sentence_seconds: float = 600.0
+    """How long a verdict on a process (quarantine, kill) lasts."""
     denials_a_second: int = 100
     """Records of denials that one process may cause in a second; 0: no limit."""
 

@@ -493,11 +493,19 @@ def control(
 
     from ksentinel.control import Control
     from ksentinel.mutes import Mute, in_words
-    from ksentinel.protocol import Group, MuteArguments, Request, UnmuteArguments
+    from ksentinel.protocol import (
+        ConfirmArguments,
+        Group,
+        ModeArguments,
+        MuteArguments,
+        ReleaseArguments,
+        Request,
+        UnmuteArguments,
+    )
     from ksentinel.status import Meter, Status
 
     meter = Meter(time.monotonic, cpu_seconds, memory_bytes)
-    noise = pipeline.noise
+    noise, enforcing = pipeline.noise, pipeline.enforcing
     since_ns, since = time.time_ns(), time.monotonic()
     about = None if model is None else model_status(model)
 
@@ -505,7 +513,7 @@ def control(
         told = Status(
             version=ksentinel.__version__,
             pid=os.getpid(),
-            mode="monitor",
+            mode="monitor" if enforcing is None else "enforce",
             since_ns=since_ns,
             seconds=round(time.monotonic() - since, 3),
             model=about,
@@ -519,7 +527,10 @@ def control(
             control=asked.account(),
             usage=meter.usage(),
         )
-        return asdict(told) | {"noise": noise.told()}
+        return asdict(told) | {
+            "noise": noise.told(),
+            "enforcement": None if enforcing is None else enforcing.told(),
+        }
 
     def mute(asked_for: MuteArguments) -> dict[str, Any]:
         now_ns = time.time_ns()
@@ -546,6 +557,40 @@ def control(
     def mutes(_arguments: Any) -> list[dict[str, Any]]:
         return [asdict(one) for one in noise.mutes.all()]
 
+    def mode(asked_for: ModeArguments) -> dict[str, Any]:
+        from ksentinel.enforce import Mode
+
+        if asked_for.mode not in set(Mode):
+            raise UsageError(f"mode {asked_for.mode!r} is none of {', '.join(Mode)}")
+        if asked_for.rule and asked_for.cgroup:
+            raise UsageError("a mode is of a rule or of a control group", remedy="say one of them")
+        wanted = Mode(asked_for.mode)
+        if asked_for.rule:
+            enforcing.set_rule_mode(asked_for.rule, wanted)
+        elif asked_for.cgroup:
+            enforcing.set_cgroup_mode(asked_for.cgroup, wanted)
+        else:
+            enforcing.set_mode(wanted)
+        tell(
+            f"mode {wanted} asked for{f' for {asked_for.rule or asked_for.cgroup}' if asked_for.rule or asked_for.cgroup else ''}"
+        )
+        return dict(enforcing.told())
+
+    def release(asked_for: ReleaseArguments) -> dict[str, Any]:
+        if not asked_for.pid:
+            enforcing.release()
+            return {"released": True, "lifted": 0}
+        return {"released": False, "lifted": enforcing.lift(asked_for.pid)}
+
+    def confirm(asked_for: ConfirmArguments) -> dict[str, Any]:
+        from ksentinel.commands.enforcing import login_of
+
+        login = login_of(asked_for.pid)
+        if login is None:
+            raise UsageError(f"there is no process {asked_for.pid}", remedy="confirm it from a login shell")
+        enforcing.confirm(login)
+        return dict(enforcing.told())
+
     def tick() -> None:
         meter.sample()
         noise.expire(time.time_ns())
@@ -563,6 +608,15 @@ def control(
             "mutes": Request(mutes, changes=False),
             "mute": Request(mute, changes=True, arguments=MuteArguments),
             "unmute": Request(unmute, changes=True, arguments=UnmuteArguments),
+            **(
+                {}
+                if enforcing is None
+                else {
+                    "mode": Request(mode, changes=True, arguments=ModeArguments),
+                    "release": Request(release, changes=True, arguments=ReleaseArguments),
+                    "confirm": Request(confirm, changes=True, arguments=ConfirmArguments),
+                }
+            ),
         },
         owner=os.geteuid(),
         trail=reloader.trail,

@@ -3,25 +3,46 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from ksentinel.alert import Alert
 from ksentinel.detectors import Anomaly
 from ksentinel.detectors.model import Model
-from ksentinel.event import Event
+from ksentinel.event import Event, HookEvent
 from ksentinel.exceptions import Exceptions, ended
 from ksentinel.flight import Flight
 from ksentinel.incident import Incidents
 from ksentinel.level import Level
 from ksentinel.noise import Fate, Noise
 from ksentinel.policy import Policy
+from ksentinel.rules import Match
 from ksentinel.rules.correlator import Correlator
 from ksentinel.rules.ruleset import RuleSet
 from ksentinel.sources import Item, Stream
 from ksentinel.window import Window
 
 Explain = Callable[[Alert], Alert]
+
+
+class Enforcing(Protocol):
+    """What guards in the kernel have to do with the walk: `ksentinel.enforce.enforcement.Enforcement`."""
+
+    def match(self, event: HookEvent) -> Match | None:
+        """Return a denial as a match of its rule."""
+
+    def notices(self) -> list[Match]:
+        """Return what there is to alert about enforcement itself."""
+
+    def denied(self, events: Sequence[HookEvent]) -> None:
+        """Take denials in."""
+
+    def act(self, alert: Alert) -> None:
+        """Carry out what an alert has come to."""
+
+    def posture(self) -> tuple[str, str]:
+        """Return the mode that was asked for, and the one that is verified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +85,8 @@ class Pipeline:
         Is told when an exception has ended.
     clock
         Nanoseconds since the epoch, to see an exception end while nothing happens; None: time is that of the events.
+    enforcing
+        The guards in the kernel: names what they denied, and carries out verdicts; None: nothing is enforced.
 
     Attributes
     ----------
@@ -84,6 +107,7 @@ class Pipeline:
         exceptions: Exceptions | None = None,
         tell: Callable[[str], None] | None = None,
         clock: Callable[[], int] | None = None,
+        enforcing: Enforcing | None = None,
     ) -> None:
         self.in_force = InForce(rules, exceptions or Exceptions())
         self._used = self.in_force
@@ -97,6 +121,7 @@ class Pipeline:
         self.noise = noise
         self.tell = tell
         self.clock = clock
+        self.enforcing = enforcing
         self.counts: Counter[str] = Counter()
         # What adds up is counted at once: another thread may ask for the account at any time.
         self._counting = threading.Lock()
@@ -121,6 +146,10 @@ class Pipeline:
             now_lost = stream.lost()
             lossy = now_lost > lost
             lost = now_lost
+            if self.enforcing is not None:
+                self.enforcing.denied([item for item in batch if isinstance(item, HookEvent)])
+                for notice in self.enforcing.notices():
+                    yield from self._tell(self.incidents.match(notice, lossy=lossy))
             anomalies = iter(self._assess(batch))
             for item in batch:
                 if self.flight is not None:
@@ -207,7 +236,11 @@ class Pipeline:
             self.incidents.policy = self._used.policy
 
     def _match(self, event: Event, *, lossy: bool) -> Iterator[Alert]:
-        marked = [self._used.exceptions.mark(match) for match in self._used.rules.match(event)]
+        matches = list(self._used.rules.match(event))
+        if self.enforcing is not None and isinstance(event, HookEvent):
+            guarded = self.enforcing.match(event)
+            matches += [guarded] if guarded is not None else []
+        marked = [self._used.exceptions.mark(match) for match in matches]
         # What is expected is no part of a correlation, and told for itself only if its rule is.
         expected = [match for match in marked if match.exception and match.rule.id not in self._silenced]
         standing = [match for match in marked if not match.exception]
@@ -231,7 +264,7 @@ class Pipeline:
                 self.tell(ended(exemption))
 
     def _tell(self, alerts: Iterator[Alert]) -> Iterator[Alert]:
-        for alert in alerts:
+        for alert in map(self._enforced, alerts):
             fate, told = (Fate.SHOWN, alert) if self.noise is None else self.noise.judge(alert)
             kind = "alerts" if alert.revision == 1 else "revisions"
             with self._counting:
@@ -242,6 +275,14 @@ class Pipeline:
             if self.flight is not None:
                 self.flight.alert(told)
             yield told if self.explain is None else self.explain(told)
+
+    def _enforced(self, alert: Alert) -> Alert:
+        """Carry out what an alert has come to, also one that is muted, and mark it with how far that is verified."""
+        if self.enforcing is None:
+            return alert
+        self.enforcing.act(alert)
+        requested, verified = self.enforcing.posture()
+        return replace(alert, requested=requested, verified=verified)
 
 
 def _time(item: Item) -> int:

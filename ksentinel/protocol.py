@@ -132,6 +132,29 @@ class UnmuteArguments:
 
 
 @dataclass(frozen=True, slots=True)
+class ModeArguments:
+    """The arguments of ``mode``: off, permissive or enforce, for a rule, a control group, or (neither) the host."""
+
+    mode: str
+    rule: str = ""
+    cgroup: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseArguments:
+    """The arguments of ``release``: whose verdict ends, by PID; 0: nothing is denied any more at all."""
+
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmArguments:
+    """The arguments of ``confirm``: a process of the login that confirms."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """
     A kind of request.

@@ -54,6 +54,8 @@ class Reloader:
         When the rules in use were loaded.
     last
         How the last reload ended; None before the first.
+    apply
+        Takes what was loaded to wherever else it counts, all of it or nothing; raises KsentinelError.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Reloader:
         self.trail = trail
         self.tell = tell
         self.time_ns = time_ns
+        self.apply: Callable[[Any], None] = lambda _: None
         self.loaded_ns = time_ns()
         self.last: ReloadStatus | None = None
         self._one_at_a_time = threading.Lock()
@@ -102,6 +105,7 @@ class Reloader:
             before = len(self.walk.in_force.rules)
             try:
                 loaded = self.load()
+                self.apply(loaded)
             except KsentinelError as error:
                 self.last = ReloadStatus(self.time_ns(), ok=False, rules=before, error=str(error))
                 self.tell(f"rules not reloaded, the {before} in use stay: {error}")

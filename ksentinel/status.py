@@ -3,7 +3,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,57 @@ class NoiseStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class EnforcementStatus:
+    """
+    What is enforced, as `ksentinel.enforce.enforcement` tells it.
+
+    Attributes
+    ----------
+    requested, mode, verified
+        What the operator asked for; what is in force; what the canary has seen in force (``no``: nothing).
+    why
+        Why *mode* is less than *requested*.
+    released
+        Nothing is denied, whatever else says so.
+    proven_ns
+        When it was tried last, in nanoseconds since the epoch; 0: never.
+    attached
+        Hooks with a guard.
+    missing, unproven
+        Hooks that this kernel lacks, and hooks whose guard isn't verified, each with the reason.
+    confirm
+        Where a confirmation stands; empty: none is waited for.
+    policy
+        Epoch, and how many rules, entries and ways it has.
+    modes
+        Of rules, entries and control groups that have one of their own.
+    taken_back
+        Rules that the breaker has made permissive.
+    sentences
+        Processes under a verdict.
+    counters
+        The guards'.
+    """
+
+    requested: str
+    mode: str
+    verified: str
+    why: tuple[str, ...] = ()
+    released: bool = False
+    on_exit: str = "open"
+    proven_ns: int = 0
+    attached: tuple[str, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
+    unproven: dict[str, str] = field(default_factory=dict)
+    confirm: str = ""
+    policy: dict[str, Any] = field(default_factory=dict)
+    modes: dict[str, str] = field(default_factory=dict)
+    taken_back: tuple[str, ...] = ()
+    sentences: int = 0
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """
     Answer to the request ``status``.
@@ -137,7 +188,7 @@ class Status:
     version
         Of ksentinel.
     mode
-        What it does about what it sees: ``monitor`` tells, and nothing else.
+        What it does about what it sees: ``monitor`` tells, and nothing else; ``enforce`` also refuses, as *enforcement* says.
     since_ns, seconds
         When it began to watch, and for how long it has.
     model
@@ -153,6 +204,8 @@ class Status:
         what is on its way from one to the next is in no sum yet.
     noise
         What is suppressed by rule, who is quietened today, and the mutes; an older daemon doesn't say.
+    enforcement
+        None: nothing is enforced.
     """
 
     version: str
@@ -171,6 +224,7 @@ class Status:
     rules_loaded_ns: int = 0
     last_reload: ReloadStatus | None = None
     noise: NoiseStatus = NoiseStatus()
+    enforcement: EnforcementStatus | None = None
 
     @classmethod
     def from_plain(cls, plain: Any, at: Path) -> "Status":

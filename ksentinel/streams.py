@@ -39,6 +39,8 @@ class Live:
         Is shown each item, also those that aren't let through, and called with None after each batch.
     contents
         What recognises programs by content, for its part of the account.
+    divert
+        Takes records that aren't for the walk, proofs that guards work; tells whether it has.
     tell
         Is told when an overload begins and when it is over.
     clock
@@ -54,6 +56,7 @@ class Live:
         *,
         attend: Callable[[Item | None], None] | None = None,
         contents: Contents | None = None,
+        divert: Callable[[memoryview], bool] | None = None,
         tell: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,6 +66,7 @@ class Live:
         self.keep = keep
         self.attend = attend
         self.contents = contents
+        self.divert = divert
         self.tell = tell
         self.clock = clock
         self.excluded = 0
@@ -93,6 +97,8 @@ class Live:
         return self.collector.lost() + self.normalizer.malformed
 
     def _items(self, records: Sequence[memoryview]) -> list[Item]:
+        if self.divert is not None:
+            records = [record for record in records if not self.divert(record)]
         items = [item for record in records if (item := self.normalizer.item(record)) is not None]
         if self.attend is not None:
             for item in items:

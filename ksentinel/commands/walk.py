@@ -184,6 +184,8 @@ def outlet_of(
             kept = stack.enter_context(Store(store, host.user(), write=True, bounds=settings.store))
             pipeline.flight = Flight(kept.keep, arch=pipeline.incidents.arch)
             pipeline.noise.keep = kept.suppress
+            if pipeline.enforcing is not None:
+                pipeline.enforcing.keep = kept.denied
         sink = JsonLines(sys.stdout.buffer) if json else None
 
         def take(alert: Any) -> None:

@@ -7,6 +7,7 @@ A guard that doesn't refuse looks like a quiet day. So a child attempts, for eac
 thread, at this hook, and against nobody else. What came back and the record that was written are held against each other.
 """
 
+import ctypes
 import errno
 import os
 import platform
@@ -25,6 +26,7 @@ from typing import IO, Protocol, Self
 
 import orjson
 
+from ksentinel.bpf.abi import Header, Kind
 from ksentinel.bpf.guard_abi import Denial, DenialFlag, Hook, Outcome
 from ksentinel.enforce import Mode, attempts
 from ksentinel.enforce.attempts import ATTEMPTS, CALLS, LINE, Attempt
@@ -40,6 +42,7 @@ ROUND_SECONDS = 10.0
 COVERED = ("/mnt", "/media", "/srv", "/tmp")  # noqa: S108 -- covered in a mount namespace of its own, by a file system of its own
 """Directories of which the helper covers the first that is there."""
 _KEPT = 256
+_DENIAL = ctypes.sizeof(Denial)
 _SHOWN = 200
 
 
@@ -414,6 +417,14 @@ class Helper:
         except subprocess.TimeoutExpired:
             return HelperError("the canary's helper closed its output")
         return HelperError(f"the canary's helper {_ended(status)}")
+
+
+def proof_in(record: memoryview) -> Denial | None:
+    """Return what a guard says of an attempt; None of any other record."""
+    if len(record) < _DENIAL or Header.from_buffer_copy(record).kind != Kind.DENIAL:
+        return None
+    told = Denial.from_buffer_copy(record)
+    return told if told.flags & DenialFlag.CANARY else None
 
 
 # --- the prover ---------------------------------------------------------------------------------------------------

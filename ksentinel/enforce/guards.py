@@ -9,9 +9,10 @@ program reads once.
 
 import ctypes
 import mmap
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -21,6 +22,7 @@ from ksentinel.bpf.guard_abi import FlagsAt, GuardCounters, Hook, Outcome, Sente
 from ksentinel.bpf.libbpf import Map, Object, kernel_has_hook, pin, run_iterator, wait_for_programs
 from ksentinel.enforce import Mode
 from ksentinel.enforce.compiled import Compiled, numbered_calls, tokens_of
+from ksentinel.enforce.left import PROCESSES, SENTENCES, SWITCHES, Left, of_process
 from ksentinel.enforce.never import Spared
 from ksentinel.errors import HostError, RuleError
 from ksentinel.event import Process, ProcessKey
@@ -54,11 +56,9 @@ FLAGS_AT: Mapping[str, int] = MappingProxyType(
 FLAGS_OF: Mapping[str, int] = MappingProxyType({"creat": 0o1101})
 """Flags of calls that always have the same, and no argument for them."""
 
-DENIALS_A_SECOND = 200
-"""Records of one process. What is denied beyond is counted, and denied all the same."""
-OVER_NS = 10_000_000_000
-"""For how long a process counts as over its threshold after one of its threads was."""
-PINNED = ("switches", "sentences", "processes")
+LIFECYCLE = ("on_exit", "on_fork", "on_exec")
+"""The collector's programs without which guards wouldn't know who is who."""
+PINNED = (SWITCHES, SENTENCES, PROCESSES)
 """Maps that are pinned: to let everything go, and for the next start to take verdicts and scores over."""
 _ROUND_NS = 10_000_000
 
@@ -79,6 +79,10 @@ class Guards:
         This machine's architecture.
     own_pid
         ksentinel's own process: it is spared.
+    over_ns
+        For how long a process counts as over its threshold after one of its threads was.
+    denials_a_second
+        Records of one process, 0: no limit. What is denied beyond is counted, and denied all the same.
     clock_ns
         Nanoseconds since boot.
 
@@ -102,6 +106,8 @@ class Guards:
         arch: str,
         own_pid: int,
         *,
+        over_ns: int = 30_000_000_000,
+        denials_a_second: int = 100,
         clock_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         has_hook: Callable[[str], bool] = kernel_has_hook,
     ) -> None:
@@ -110,6 +116,8 @@ class Guards:
         self.path_seed = path_seed
         self.arch = arch
         self.own_pid = own_pid
+        self.over_ns = over_ns
+        self.denials_a_second = denials_a_second
         self.clock_ns = clock_ns
         self.has_hook = has_hook
         self.epoch = 0
@@ -130,8 +138,8 @@ class Guards:
             stack.callback(self._let_go)
             self._switch.mode = Mode.OFF.rank
             self._switch.own_tgid = self.own_pid
-            self._switch.denials_a_second = DENIALS_A_SECOND
-            self._switch.over_ns = OVER_NS
+            self._switch.denials_a_second = self.denials_a_second
+            self._switch.over_ns = self.over_ns
             self._switch.heartbeat_ns = self.clock_ns()
             for token, bits in numbered_calls(self.arch).items():
                 self._map("calls").update(token, ctypes.c_uint64(bits))
@@ -337,9 +345,10 @@ class Guards:
 
     def pin(self, folder: Path, *, links: bool) -> None:
         """
-        Make it known in a BPF file system.
+        Make them known in a BPF file system, in a folder that is there.
 
-        The switch always, so that a release needs nobody's help; with *links* the guards themselves, which then outlive this process.
+        The maps always, so that a release needs nobody's help; with *links* the guards themselves, and what tells processes apart,
+        which then outlive this process.
 
         Raises
         ------
@@ -348,10 +357,33 @@ class Guards:
         """
         for name in PINNED:
             pin(self._map(name).fd, folder / name)
-        self._pins = folder if links else None
         if links:
+            for program in LIFECYCLE:
+                self.collector.pin(program, folder / program)
             for hook, one in self._standing.items():
                 one.pin(program_at(hook), folder / program_at(hook))
+            self._pins = folder
+
+    def take_over(self, before: Left, pids: Iterable[int]) -> None:
+        """Carry on with the verdicts and scores of guards before these ones, which still stand; raises HostError."""
+        for key, sentence in before.sentences().items():
+            self._map("sentences").update(_sentenced(key), sentence)
+            self._switch.sentences = 1
+        known = self._map("processes")
+        for pid, score, over_ns in before.scores(pids):
+            process = of_process(known, pid)
+            if process is None:
+                continue
+            process.score, process.over_ns = (
+                max(score, int(process.score)),
+                max(over_ns, int(process.over_ns)),
+            )
+            with suppress(HostError, OSError):  # it has ended
+                descriptor = os.pidfd_open(pid)
+                try:
+                    known.update(descriptor, process)
+                finally:
+                    os.close(descriptor)
 
     # Inside
 

@@ -2,6 +2,7 @@
 """What the command line shows to people: tables and paragraphs, nothing untrusted unescaped."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Any, Self
@@ -380,6 +381,7 @@ def _flown(flown: Flown, command: str) -> str:
 def status_table(status: Status) -> None:
     """Print what a running daemon says of itself."""
     from ksentinel.alert import when
+    from ksentinel.report.enforce import posture_lines
     from ksentinel.report.noise import noise_lines
 
     out = console()
@@ -411,6 +413,9 @@ def status_table(status: Status) -> None:
     for name, value in rows.items():
         style = "bold red" if name == "lost" and status.lost else ""
         _hang(out, Text(f"{name:{width}}  ", "bold") + plain(value, style=style), width + 2)
+    if status.enforcement is not None:
+        out.print()
+        posture_lines(asdict(status.enforcement))
     out.print()
     noise_lines(status.noise)
     account_table(status.account, live=True)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Enforcement, as people are shown it: what guards have met, what they would meet, and whether they may be enforced."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -10,6 +11,7 @@ from ksentinel import report
 from ksentinel.alert import when
 from ksentinel.enforce.breaker import Trip
 from ksentinel.enforce.denial import Denied
+from ksentinel.enforce.never import Spared
 from ksentinel.enforce.readiness import Finding, Plan, Readiness
 from ksentinel.explain.event import in_words
 
@@ -123,6 +125,55 @@ def trip_lines(trips: Sequence[Trip]) -> None:
             f"    {_moment(one.time_ns)} UTC  {one.service}: {one.exe} (service's pid {one.key.pid}) at {one.hook}"
             for one in trip.lineages
         )
+
+
+def never_table(spared: Sequence[Spared]) -> None:
+    """Print who is never denied anything."""
+    table = Table("Who", "Why", box=None, pad_edge=False)
+    for one in spared:
+        who = one.who if one.process is None else f"{one.who} (pid {one.process.pid})"
+        there = "" if one.key() is not None else "; it isn't there"
+        table.add_row(
+            report.plain(who, 100, "" if not there else "dim"),
+            report.plain(f"{one.why}{there}", 200),
+        )
+    report.console().print(table)
+
+
+def posture_lines(told: Mapping[str, Any]) -> None:
+    """Print what was asked for, what is in force and what is verified, as `status` has it."""
+    verified = str(told["verified"])
+    style = "bold red" if verified == "no" or told["released"] else "bold green"
+    report.console().print(
+        Text.assemble(
+            report.plain(f"requested {told['requested']}, in force {told['mode']}, verified "),
+            report.plain(verified, style=style),
+            report.plain(f"  at {len(told['attached'])} hooks" if told["attached"] else "  at no hook"),
+        )
+    )
+    lines = [f"why: {why}" for why in told["why"]]
+    if told["released"]:
+        lines.append("released: nothing is denied")
+    lines += [f"not verified: {hook}: {why}" for hook, why in told["unproven"].items()]
+    lines += [f"no guard: {hook}: {why}" for hook, why in told["missing"].items()]
+    lines += [f"mode of {name}: {mode}" for name, mode in told["modes"].items()]
+    lines += [f"taken back: {rule}" for rule in told["taken_back"]]
+    if told["confirm"]:
+        lines.append(f"confirmation: {told['confirm']}")
+    policy, counters = told["policy"], told["counters"]
+    if policy:
+        lines.append(
+            f"policy {policy['epoch']}: {policy['rules']} rules, {policy['entries']} entries, {policy['ways']} ways, posture {policy['posture']}"
+        )
+    if counters:
+        outcomes = ("denied", "would_deny", "logged", "spared", "released")
+        lost = ("records_dropped", "records_limited", "too_deep", "no_room", "sentences_lost")
+        lines.append(
+            ", ".join(f"{name.replace('_', ' ')} {counters.get(name, 0):,}" for name in (*outcomes, *lost))
+        )
+    if told["sentences"]:
+        lines.append(f"{told['sentences']} processes under a verdict")
+    report.lines(lines)
 
 
 def _who(exe: str, service: str) -> str:

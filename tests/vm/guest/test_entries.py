@@ -44,17 +44,17 @@ def test_file(guards, secrets):
     one, other = secrets / "secret/one", secrets / "open"
 
     refused = [
-        fails(lambda: one.read_text()),
+        fails(one.read_text),
         fails(lambda: one.write_text("z")),
         fails(lambda: (secrets / "secret/new").write_text("z")),
-        fails(lambda: one.unlink()),
+        fails(one.unlink),
         fails(lambda: one.rename(secrets / "gone")),
         fails(lambda: other.rename(secrets / "secret/come")),
         fails(lambda: os.link(other, secrets / "secret/link")),
         fails(lambda: one.chmod(0o777)),
     ]
     let = [
-        fails(lambda: other.read_text()),
+        fails(other.read_text),
         fails(lambda: other.chmod(0o600)),
         fails(lambda: os.link(other, secrets / "l")),
     ]
@@ -73,10 +73,10 @@ def test_permissive(guards, secrets):
     """Permissive, it goes on, and is told all the same; off, nothing is."""
     guards.use(ENTRIES % (secrets / "secret"))
     guards.guards.mode = Mode.PERMISSIVE
-    went_on = not fails(lambda: (secrets / "secret/one").read_text())
+    went_on = not fails((secrets / "secret/one").read_text)
     said = guards.mine()
     guards.guards.mode = Mode.OFF
-    off = not fails(lambda: (secrets / "secret/one").read_text())
+    off = not fails((secrets / "secret/one").read_text)
 
     assert went_on
     assert [(one.rule, one.outcome, one.mode) for one in said] == [

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What is left in the BPF file system by a ksentinel that runs, or that has ended without having been asked to.
+
+Each run has a folder of its own there. In it are always the switch and the verdicts, so that everything can be let go by nobody's
+leave, and with ``--on-exit hold`` the guards themselves.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ksentinel.bpf import abi
+from ksentinel.bpf.guard_abi import Sentence, Sentenced, Switch
+from ksentinel.bpf.libbpf import Map, pinned
+from ksentinel.errors import HostError
+from ksentinel.event import ProcessKey
+
+PINS = Path("/sys/fs/bpf/ksentinel")
+"""Where folders of runs are."""
+SWITCHES, SENTENCES, PROCESSES = "switches", "sentences", "processes"
+_MOST = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """
+    One run's folder.
+
+    Attributes
+    ----------
+    folder
+        Its name is the PID of that run, and when it began.
+    """
+
+    folder: Path
+
+    @property
+    def pid(self) -> int:
+        """Whose it is."""
+        number = self.folder.name.partition("-")[0]
+        return int(number) if number.isdigit() else 0
+
+    @property
+    def holds(self) -> tuple[str, ...]:
+        """The programs that are pinned: guards, and what tells processes apart."""
+        try:
+            return tuple(sorted(one.name for one in self.folder.iterdir() if one.name.startswith("on_")))
+        except OSError:
+            return ()
+
+    def release(self) -> bool:
+        """Have nothing denied any more by these guards; whether there was a switch to say so. Raises HostError."""
+        with _opened(self.folder / SWITCHES) as table:
+            if table is None:
+                return False
+            switch = table.lookup(0, Switch)
+            if not isinstance(switch, Switch):
+                return False
+            switch.released = 1
+            table.update(0, switch)
+            return True
+
+    def remove(self) -> None:
+        """Take it away: guards that nobody else holds end with that. Raises HostError."""
+        try:
+            # Guards first: they mustn't stand for a moment without what they need to know who is who.
+            for one in sorted(
+                self.folder.iterdir(), key=lambda one: one.name in {"on_exit", "on_fork", "on_exec"}
+            ):
+                one.unlink()
+            self.folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise HostError(
+                f"can't be removed: {error.strerror}", at=self.folder, remedy="as root: rm -r"
+            ) from None
+
+    def sentences(self) -> dict[ProcessKey, Sentence]:
+        """Return who is under a verdict; raises HostError."""
+        found: dict[ProcessKey, Sentence] = {}
+        with _opened(self.folder / SENTENCES) as table:
+            for key in () if table is None else table.keys(Sentenced):
+                value = table.lookup(key, Sentence) if table is not None else None
+                if isinstance(key, Sentenced) and isinstance(value, Sentence):
+                    found[ProcessKey(int(key.tgid), int(key.start_ns))] = value
+        return found
+
+    def scores(self, pids: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+        """Yield of each of these processes that was known: its PID, its score, and when it was last over its threshold."""
+        with _opened(self.folder / PROCESSES) as table:
+            for pid in pids:
+                known = None if table is None else of_process(table, pid)
+                if known is not None and (known.score or known.over_ns):
+                    yield pid, int(known.score), int(known.over_ns)
+
+
+def left(folder: Path = PINS) -> list[Left]:
+    """Return what runs have left, the latest last."""
+    try:
+        found = [one for one in folder.iterdir() if one.is_dir()]
+    except OSError:
+        return []
+    return [Left(one) for one in sorted(found, key=lambda one: one.stat().st_ctime_ns)]
+
+
+def of_process(table: Map, pid: int) -> abi.Process | None:
+    """Return what the kernel's side knows of a process that runs."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        known = table.lookup(descriptor, abi.Process)
+    except HostError:  # it has ended
+        return None
+    finally:
+        os.close(descriptor)
+    return known if isinstance(known, abi.Process) else None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Map | None]:
+    """Give a pinned map, None if it isn't there."""
+    fd = pinned(path)
+    try:
+        yield None if fd is None else Map(fd, _MOST)
+    finally:
+        if fd is not None:
+            os.close(fd)
