@@ -1007,7 +1007,8 @@ class Scene:
         mapped = self.step(
             Hook.MMAP_FILE, "execve", file, names=who, numbers={"euid": euid}, traits=Trait.MAPPED
         )
-        steps.append(Step(replace(mapped.operation, who=file.files[0])))
+        # Who executes is told once the program stands; who is spared is asked of the new one.
+        steps.append(Step(mapped.operation))
         born = who | {"program": (file.real,)}
         traits = (Trait.READ if flags in {0, 2} else Trait(0)) | (Trait.WRITE if flags else Trait(0))
         last = self.step(
