@@ -34,6 +34,7 @@
 #define TMPFS_MAGIC 0x01021994
 #define CGROUP_LEVELS 16
 #define CLIMBED 16           /* steps */
+#define ROOTS 4              /* file systems mounted on each other at the root */
 #define PATH_BITS \
         ((1 << KS_WORD_IMAGE) | (1 << KS_WORD_EXECUTED) | (1 << KS_WORD_ASKED) | (1 << KS_WORD_TARGET) | \
          (1 << KS_WORD_PATH) | (1 << KS_WORD_PLACES))
@@ -271,10 +272,13 @@ static long try_number(__u32 index, struct trying *t)
         return 0;
 }
 
-static __always_inline void tell_numbers(struct desk *desk, const struct ks_policy *policy, const struct ks_hook_policy *at)
+static __always_inline void tell_numbers(struct desk *desk, const struct ks_policy *policy, const struct ks_hook_policy *at,
+                                         struct task_struct *task)
 {
         struct trying t = {.desk = desk, .policy = policy, .first = at->first_test, .end = at->first_test + at->tests};
 
+        if (at->tests && !(desk->denial.known & 1 << KS_NUMBER_EUID)) /* an execution knows the one that it leads to */
+                number_is(desk, KS_NUMBER_EUID, BPF_CORE_READ(task, cred, euid.val));
         if (at->tests)
                 bpf_loop(KS_NUMBER_TESTS, try_number, &t, 0);
         desk->unasked = desk->denial.addressed ? policy->networked : 0;
@@ -393,22 +397,36 @@ static __always_inline void path_word(struct desk *desk, const struct ks_policy 
         desk->holds[word] = desk->told.sets & known;
 }
 
+/* Whether the caller's root is everybody's. It may be mounted on others (an initramfs stays below), none of which adds a name. */
+static __noinline int at_root(struct task_struct *task)
+{
+        struct dentry *root = BPF_CORE_READ(task, fs, root.dentry);
+        struct mount *mnt, *up;
+
+        mnt = (void *)BPF_CORE_READ(task, fs, root.mnt) - bpf_core_field_offset(struct mount, mnt);
+        for (int i = 0; i < ROOTS; i++) {
+                if (root != BPF_CORE_READ(mnt, mnt.mnt_root))
+                        return 0;
+                up = BPF_CORE_READ(mnt, mnt_parent);
+                if (up == mnt)
+                        return 1;
+                root = BPF_CORE_READ(mnt, mnt_mountpoint);
+                mnt = up;
+        }
+        return 0;
+}
+
 /* The path that an execution was asked for by. It counts if it is absolute and the caller's root is everybody's. */
 static __noinline int tell_asked(struct desk *desk, const struct ks_policy *policy, struct task_struct *task)
 {
-        struct mount *mnt;
-        struct dentry *root;
         long len;
 
         if (!desk || !policy)
                 return 0;
         desk->told.sets = 0;
         desk->told.known = 0;
-        root = BPF_CORE_READ(task, fs, root.dentry);
-        mnt = (void *)BPF_CORE_READ(task, fs, root.mnt) - bpf_core_field_offset(struct mount, mnt);
         len = bpf_probe_read_kernel_str(desk->data, KS_TEXT, (void *)desk->asked);
-        if (len > 1 && len < KS_TEXT && desk->data[0] == '/' && root == BPF_CORE_READ(mnt, mnt.mnt_root) &&
-            mnt == BPF_CORE_READ(mnt, mnt_parent)) {
+        if (len > 1 && len < KS_TEXT && desk->data[0] == '/' && at_root(task)) {
                 __u32 begin = KS_TEXT - (len - 1), count = (len - 1) & (KS_TEXT - 1);
 
                 bpf_probe_read_kernel(&desk->text[begin & (KS_TEXT - 1)], count & (KS_TEXT - 1), desk->data);
@@ -597,7 +615,8 @@ static long try_way(__u32 index, struct trying *t)
         if (way->flags & KS_WAY_TAKEN_BACK && mode > KS_MODE_PERMISSIVE)
                 mode = KS_MODE_PERMISSIVE;
         rank = rank_of(mode, way->action);
-        if (rank > desk->best_rank) {
+        /* Ways are tried more than once, as more becomes known: the first of equals may speak after the others. */
+        if (rank > desk->best_rank || (rank == desk->best_rank && at < desk->best)) {
                 desk->best = at;
                 desk->best_rank = rank;
                 desk->best_mode = mode;
@@ -895,7 +914,7 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
                 COUNT(evaluated);
                 first += ordinary; /* the first one is the canary's */
                 count -= ordinary;
-                tell_numbers(desk, policy, &policy->hooks[hook]);
+                tell_numbers(desk, policy, &policy->hooks[hook], task);
                 /* From what costs little to what costs more, as long as some way may still speak. A path comes last. */
                 wanted = try_ways(desk, policy, first, count);
                 if (wanted & SCORES) {

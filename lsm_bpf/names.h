@@ -391,9 +391,9 @@ static long ascend(__u32 index __attribute__((unused)), struct working *w)
                                         desk->told.who |= found->who;
                                 }
                         }
+                        a->steps++; /* a name that isn't there yet stands for the directory that it comes into */
                 }
         }
-        a->steps++;
         if (a->beyond || (__u64)dentry == a->root) {
                 __u64 up = a->up;
 
