@@ -778,3 +778,18 @@ def test_ask_somebody_else(serve, path):
         ask(path, "status", trusted={OWN + 1})
 
     seen(control, connections=1, left=1, requests=0)
+
+
+def test_by(serve, path, daemon):
+    """A request that depends on who asks is told, by the kernel's word; arguments can't say another."""
+    asked = []
+    kinds = daemon.requests() | {
+        "whose": Request(lambda arguments, peer: asked.append((arguments, peer)), changes=True, by=True)
+    }
+    daemon.requests = lambda: kinds
+    serve()
+    with Client(path) as client:
+        good, named = client.ask("whose"), client.ask("whose", pid=1)
+
+    assert (good["ok"], named["ok"]) == (True, False)
+    assert [(one.pid, one.uid) for _, one in asked] == [(os.getpid(), OWN)]

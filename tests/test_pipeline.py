@@ -8,7 +8,20 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_up import CAT, HTTPD, OTHER_SHELL, SECOND, SHELL, START, Incidents, child, events
+from made_up import (
+    CAT,
+    HTTPD,
+    JOB,
+    OTHER_SHELL,
+    SECOND,
+    SHELL,
+    START,
+    Incidents,
+    child,
+    denial,
+    events,
+    match,
+)
 from small_host import ATTACK, make_windows
 
 from ksentinel.config import NoiseConfig
@@ -25,6 +38,7 @@ from ksentinel.mutes import Mute, Mutes
 from ksentinel.noise import Fate, Noise
 from ksentinel.pipeline import InForce, Pipeline
 from ksentinel.recording import Reader, Writer
+from ksentinel.rules import Response
 from ksentinel.rules.fields import sources
 from ksentinel.rules.ruleset import EXAMPLE, RuleSet
 from ksentinel.rules.sigma import compile_rule
@@ -479,3 +493,116 @@ def test_rules_replaced(rules):
     list(walk.walk(Stream()))
 
     assert counts == ["Watched", "Watched", "Replaced"]
+
+
+class _Enforcing:
+    """Enforcement as the walk has it: guards have *ruled*, there is something to say, and all of it is noted."""
+
+    def __init__(self, ruled=None, notices=()):
+        self.ruled, self.left = ruled, [*notices]
+        self.denied_, self.acted, self.verified = [], [], "enforce"
+
+    def match(self, event):
+        return None if self.ruled is None else replace(self.ruled, event=event)
+
+    def notices(self):
+        found, self.left = self.left, []
+        return found
+
+    def denied(self, events):
+        self.denied_.append(events)
+
+    def act(self, alert):
+        self.acted.append((alert.revision, alert.level))
+
+    def posture(self):
+        return "enforce", self.verified
+
+
+def test_enforcing(rules):
+    """Denials are told as matches, acted upon and counted; each alert has what was asked for and what is verified at that time."""
+    enforcing = _Enforcing(match(rule="secret", level=Level.HIGH))
+    pipeline = Pipeline(rules, None, Incidents(), enforcing=enforcing)
+    denied = denial(CAT, 1, "secret")
+
+    def batches():
+        yield [cat(), denied, NOTHING]
+        enforcing.verified = "no"
+        yield [denial(JOB, 2, "secret")]
+
+    stream = Batches()
+    stream.batches = batches()
+    alerts = list(pipeline.walk(stream))
+
+    assert enforcing.denied_ == [[denied], [denial(JOB, 2, "secret")]]
+    assert [(one.title, one.requested, one.verified, one.enforced) for one in alerts] == [
+        ("Something reads something", "enforce", "enforce", "none"),
+        ("Secret", "enforce", "enforce", "denied"),
+        ("Secret", "enforce", "no", "denied"),
+    ]
+    assert enforcing.acted == [(one.revision, one.level) for one in alerts]
+    assert pipeline.account()["matches"] == 3
+    assert alerts[0].to_plain()["enforcement"] == {"requested": "enforce", "verified": "enforce"}
+
+
+def test_not_enforcing(rules):
+    """Without enforcement alerts say nothing of it, and what a recording has of denials is no match."""
+    (alert,) = Pipeline(rules, None, Incidents()).walk(Batches([cat(), denial(CAT, 1, "secret")]))
+
+    assert (alert.requested, alert.verified) == ("", "")
+    assert "enforcement" not in alert.to_plain()
+
+
+def test_denial_that_is_none(rules):
+    """What enforcement says is no match (a proof, who is spared) is none, and is kept account of."""
+    enforcing = _Enforcing()
+    pipeline = Pipeline(rules, None, Incidents(), enforcing=enforcing)
+
+    assert list(pipeline.walk(Batches([denial()]))) == []
+    assert (enforcing.denied_, pipeline.account()["events"]) == ([[denial()]], 1)
+
+
+def test_denial_excepted(rules):
+    """An operator's exception is for denials, too; no verdict is carried out then."""
+    asks = replace(rules.rules[0], level=Level.HIGH, response=Response("deny", inline=True))
+    enforcing = _Enforcing(replace(match(), rule=asks))
+    exceptions = parse_exceptions(EXPECTED.replace("2023", "2199"), "e.yml", rules.rules)
+    pipeline = Pipeline(rules, None, Incidents(), exceptions=exceptions, enforcing=enforcing)
+    (alert,) = pipeline.walk(
+        Batches([denial(CAT, 1, hook="bprm_check_security", call="execve", paths=("/bin/cat",))])
+    )
+
+    assert alert.matches[0].exception is not None
+    assert (alert.level, str(alert.verdict.action)) == (Level.INFORMATIONAL, "alert")
+    assert pipeline.account()["matches_excepted"] == 1
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_notices(rules, at_end):
+    """What there is to say about enforcement itself is alerted about, also if it is said after the last batch."""
+    enforcing = _Enforcing()
+    notice = match(rule="unverified", level=Level.CRITICAL)
+
+    def batches():
+        enforcing.left = [] if at_end else [notice]
+        yield []
+        enforcing.left += [notice] if at_end else []
+
+    stream = Batches()
+    stream.batches = batches()
+    (alert,) = Pipeline(rules, None, Incidents(), enforcing=enforcing).walk(stream)
+
+    assert (alert.title, alert.level) == ("Unverified", Level.CRITICAL)
+    assert enforcing.acted == [(1, Level.CRITICAL)]
+
+
+def test_acts_on_what_is_not_shown(rules):
+    """A verdict is carried out although nobody wants to be told."""
+    enforcing = _Enforcing()
+    capped = Noise(NoiseConfig(alerts_an_hour=1))
+    pipeline = Pipeline(rules, None, Incidents(fold_ns=0, quiet_ns=0), noise=capped, enforcing=enforcing)
+    shown = list(pipeline.walk(Batches([cat(n, child(HTTPD, 100 + n, "/bin/cat")) for n in range(3)])))
+    account = pipeline.account()
+
+    assert account["alerts"] + account["revisions"] == len(enforcing.acted)
+    assert len(shown) < len(enforcing.acted)

@@ -93,3 +93,45 @@ def test_no_trail_no_reload(tmp_path):
     assert scene.walk.in_force is OLD
     assert not scene.reloader.last.ok
     assert scene.said[0].startswith("rules not reloaded, the audit trail can't have it: ")
+
+
+def test_apply(tmp_path):
+    """What was loaded is taken wherever else it counts first: all of it, or none is in use."""
+    scene, taken = Scene(tmp_path, [NEW, NEW]), []
+
+    def apply(loaded):
+        taken.append((loaded, scene.walk.in_force))
+        if len(taken) == 1:
+            raise RuleError("too many ways", Location("x.yml", 1, 1), "fewer")
+
+    scene.reloader.apply = apply
+    with pytest.raises(RuleError):
+        scene.reloader.reload()
+    refused = (scene.walk.in_force, scene.reloader.last.ok)
+    scene.reloader.reload()
+
+    assert refused == (OLD, False)
+    assert taken == [(NEW, OLD), (NEW, OLD)]
+    assert scene.walk.in_force is NEW
+    assert scene.said[0] == "rules not reloaded, the 1 in use stay: x.yml:1:1: too many ways (fewer)"
+
+
+def test_not_applied_what_is_not_loaded(tmp_path):
+    """Rules that can't be loaded go nowhere."""
+    scene, taken = Scene(tmp_path, [WRONG]), []
+    scene.reloader.apply = taken.append
+    with pytest.raises(RuleError):
+        scene.reloader.reload()
+
+    assert taken == []
+
+
+def test_paused(tmp_path):
+    """A reload waits while what it is applied to begins or ends."""
+    scene, taken = Scene(tmp_path, [NEW]), []
+    with scene.reloader as reloader, reloader.paused():
+        reloader.signal("SIGHUP")
+        reloader.apply = taken.append
+        assert scene.walk.in_force is OLD
+    assert taken == [NEW]
+    assert scene.walk.in_force is NEW

@@ -180,3 +180,60 @@ def test_live_overloaded():
     ]
     assert "9 windows that found no room" in told[1]
     assert stream.account()["overloads"] == 1
+
+
+class _Records:
+    """A collector whose records are there at once, some of them at the end."""
+
+    def __init__(self, *batches):
+        self.batches = [[memoryview(one) for one in batch] for batch in batches]
+
+    def poll(self):
+        return self.batches.pop(0)
+
+    def finish(self):
+        return [self.batches.pop(0)]
+
+    def counters(self):
+        return dict.fromkeys(("seen", "windows_dropped", "calls_dropped", "lifecycle_dropped"), 0)
+
+    def fill(self):
+        return 0.0
+
+    def lost(self):
+        return 0
+
+    def account(self):
+        return {}
+
+
+def test_divert():
+    """A proof that a guard works reaches whoever waits for it, and neither the normalizer nor the walk; also at the end."""
+    seen, diverted = [], []
+
+    def item(record):
+        seen.append(bytes(record))
+        return exec_of(bytes(record).decode())
+
+    def divert(record):
+        if not bytes(record).startswith(b"proof"):
+            return False
+        diverted.append(bytes(record))
+        return True
+
+    normalizer = SimpleNamespace(item=item, malformed=0, table=SimpleNamespace(forgotten=0))
+    stops = iter([False, True])
+    live = Live(_Records([b"/a", b"proof 1"], [b"proof 2", b"/b"]), normalizer, lambda: next(stops))
+    live.divert = divert
+    live.overload = SimpleNamespace(update=lambda *_: None, episodes=0)
+    batches = [[one.process.exe for one in batch] for batch in live]
+
+    assert diverted == [b"proof 1", b"proof 2"]
+    assert seen == [b"/a", b"/b"]
+    assert batches == [["/a"], ["/b"]]
+    assert live.account()["items_excluded"] == 0
+
+
+def exec_of(exe):
+    """Return an execution."""
+    return ExecEvent(time_ns=0, process=Process(ProcessKey(5, 5), exe=exe), tid=5, origin=Origin.BPF)

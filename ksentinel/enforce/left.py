@@ -78,9 +78,11 @@ class Left:
                 # One field: whoever runs sets others meanwhile, and each run of a program reads them.
                 with mmap.mmap(table.fd, mmap.PAGESIZE) as memory:
                     memory[_RELEASED] = struct.pack("=I", 1)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # the latter: it is smaller than a page
                 raise HostError(
-                    f"can't be switched: {error.strerror}", at=self.folder / SWITCHES, remedy="use root"
+                    f"can't be switched: {error}",
+                    at=self.folder / SWITCHES,
+                    remedy="as root: rm -r its folder",
                 ) from None
             return True
 

@@ -5,12 +5,15 @@ import errno
 import itertools
 import os
 import platform
+import signal
+import subprocess
 import sys
 import threading
 
 import pytest
 
 from ksentinel.actor import nothing
+from ksentinel.bpf.abi import Kind
 from ksentinel.bpf.guard_abi import Denial, DenialFlag, Hook, Outcome
 from ksentinel.enforce import Mode
 from ksentinel.enforce.attempts import ATTEMPTS
@@ -26,6 +29,7 @@ from ksentinel.enforce.canary import (
     Proof,
     Result,
     judge,
+    proof_in,
 )
 from ksentinel.enforce.compiled import CANARY_RULE
 
@@ -126,7 +130,7 @@ class _Kernel:
         self.time = 100.0
         self.tids = itertools.count(1000)
         self.pids = itertools.count(500)
-        self.started, self.closed, self.waits = [], [], []
+        self.started, self.closed, self.waits, self.interrupted = [], [], [], []
         self.mailbox = Mailbox(self.wait, lambda: self.time)
 
     def wait(self, seconds):
@@ -140,6 +144,9 @@ class _Kernel:
 
     def close(self):
         self.closed.append(self.pid)
+
+    def interrupt(self):
+        self.interrupted.append(self.pid)
 
     def arm(self, tid, hook, nonce):
         assert self.armed is None
@@ -506,3 +513,73 @@ def test_not_over_its_own_files(monkeypatch):
 
 
 PLAN = "import sys, json; print('failed', *json.loads(sys.stdin.readline())['at'])"
+
+
+def test_mailbox_that_closes():
+    """Whoever waits is let go, and nobody waits any more."""
+    mailbox = Mailbox()
+    later = threading.Timer(0.05, mailbox.close)
+    later.start()
+    record = mailbox.take(9, 3600)
+    later.join()
+    mailbox.put(denial(9))
+
+    assert record is None
+    assert mailbox.take(8, 3600) is None
+    assert mailbox.take(9, 0).nonce == 9
+
+
+def test_stop():
+    """A round ends after the attempt that is being made; the helper finds its end, and what wasn't tried says why."""
+    kernel = _Kernel()
+    canary = kernel.canary()
+    go = kernel.go
+
+    def stopped(tid, seconds):
+        canary.stop()
+        return go(tid, seconds)
+
+    kernel.go = stopped
+    proof = canary.prove(HOOKS, Mode.ENFORCE)
+
+    assert kernel.interrupted == [500]
+    assert findings(proof) == dict.fromkeys(HOOKS[1:], Finding.LATE)
+    assert "ending" in proof.results[HOOKS[1]].what
+
+
+def test_helper_interrupted():
+    """By another thread: who waits for its answer finds it dead, at once."""
+    one = helper(UP + "time.sleep(60)")
+    later = threading.Timer(0.05, one.interrupt)
+    later.start()
+    try:
+        with pytest.raises(HelperError, match="signal 9"):
+            one.prepare(OPEN, 3600)
+    finally:
+        later.join()
+        one.close()
+
+
+def test_proof_in():
+    """Of all records only a guard's that has the flag; a short one is none, whatever it says."""
+    proof = denial(7)
+    proof.header.kind = Kind.DENIAL
+    bare, other = type(proof).from_buffer_copy(proof), type(proof).from_buffer_copy(proof)
+    bare.flags, other.header.kind = 0, Kind.EXEC
+
+    assert proof_in(memoryview(bytes(proof))).nonce == 7
+    assert proof_in(memoryview(bytes(proof) + b"/etc/shadow")).nonce == 7
+    for record in (bytes(bare), bytes(other), bytes(proof)[:-1], b""):
+        assert proof_in(memoryview(record)) is None
+
+
+def test_ended_by_the_timer():
+    """A child that hangs is ended by the kernel, also if whoever started it had all signals blocked."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    code = "from ksentinel.enforce import attempts; attempts.SECONDS = 1; attempts._or_exit(lambda: attempts.time.sleep(30))"
+    try:
+        ended = subprocess.run([sys.executable, "-c", code], check=False, timeout=20).returncode
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    assert ended == -signal.SIGALRM
