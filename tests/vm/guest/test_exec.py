@@ -20,6 +20,8 @@ from vm.guest.workload import Op, forbidden, named, untouched, walk
 from ksentinel.actor import nothing
 from ksentinel.enforce import Mode
 
+TAKES = 25
+
 ENTRIES = """
 entries:
   - {id: under, deny: [exec], file: {under: [%(under)s]}}

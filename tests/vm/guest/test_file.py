@@ -29,6 +29,8 @@ from vm.guest.workload import NEW, Op, ended, forbidden, named, untouched, walk
 from ksentinel.enforce import Mode
 from ksentinel.event import Outcome
 
+TAKES = 40
+
 ENTRIES = """
 entries:
   - {id: under, deny: [read, write, create, unlink, rename, link, attributes], file: {under: [%(under)s]}}

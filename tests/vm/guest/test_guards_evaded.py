@@ -45,6 +45,8 @@ from ksentinel.enforce.compiled import EVERY_CALL, IO_URING
 from ksentinel.enforce.places import resolve
 from ksentinel.shipped import shipped
 
+TAKES = 30
+
 THEMES = "exec file net privilege".split()
 HOOKS = (
     Hook.FILE_OPEN,

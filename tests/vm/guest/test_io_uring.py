@@ -17,6 +17,8 @@ from ksentinel.rules.derivation import derive
 from ksentinel.rules.fields import sources
 from ksentinel.rules.sigma import compile_rule
 
+TAKES = 40
+
 ENTRIES = """
 entries:
   - {id: under, deny: [read, write, create, unlink, rename, link], file: {under: [%(under)s]} %(when)s}

@@ -23,6 +23,8 @@ from ksentinel.enforce.guards import CONFINING
 from ksentinel.enforce.never import Spared
 from ksentinel.enforce.places import resolve
 
+TAKES = 120
+
 SOURCE = Path(__file__).with_name("mixed.c")
 ROOT = Path("/tmp/mixed")
 CGROUPS = Path("/sys/fs/cgroup")

@@ -18,6 +18,8 @@ from vm.guest.workload import Op, ended, forbidden, untouched, walk
 from ksentinel.enforce import Mode
 from ksentinel.event import Outcome
 
+TAKES = 20
+
 ENTRIES = """
 entries:
   - {id: to, deny: [connect], network: {to: [127.0.0.0/8, "::1/128"], port: [7777]}}

@@ -13,6 +13,8 @@ from vm.guest.workload import Op, forbidden, untouched, walk
 
 from ksentinel.enforce import Mode
 
+TAKES = 25
+
 ENTRIES = """
 entries:
   - id: powers

@@ -17,6 +17,8 @@ from ksentinel.rules.fields import sources
 from ksentinel.rules.sigma import compile_rule
 from ksentinel.shipped import shipped
 
+TAKES = 40
+
 ABSURD = 0x7FFFFFFF
 CGROUPS = Path("/sys/fs/cgroup")
 RULE = """

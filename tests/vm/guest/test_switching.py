@@ -17,6 +17,8 @@ from ksentinel.enforce.guards import CONFINING
 from ksentinel.enforce.places import resolve
 from ksentinel.enforce.settings import parse_settings
 
+TAKES = 60
+
 SOURCE = Path(__file__).with_name("hammer.c")
 CONTROL = struct.Struct("=II9Q")
 SWITCHES = 1000
