@@ -319,7 +319,7 @@ def _answered(line: bytes, path: Path) -> Any:
 
 def _nobody(path: Path, error: OSError) -> KsentinelError:
     """Return what it means that one can't connect."""
-    start = "start one by `ksentinel monitor`, or name its socket by --control"
+    start = "start one by `ksentinel monitor` or `ksentinel enforce`, or name its socket by --control"
     if isinstance(error, FileNotFoundError):
         return HostError("no ksentinel is running here", at=path, remedy=start)
     if isinstance(error, ConnectionRefusedError):

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ksentinel.bpf import probe
-from ksentinel.bpf.libbpf import Object
+from ksentinel.bpf.guard_abi import Hook
+from ksentinel.bpf.libbpf import Object, kernel_has_hook
 from ksentinel.errors import HostError, KsentinelError
 from ksentinel.mounts import CGROUP_ROOT, cgroup_mounts
 from ksentinel.shipped import shipped
@@ -70,6 +71,7 @@ def examine(root: Path = Path("/")) -> Iterator[Support]:
     active = active_lsms(root)
     yield bpf_lsm(active)
     yield lsm_program(_tried(probe.try_program, probe.LSM), active)
+    yield lsm_hooks()
     yield from audit(audit_status())
     yield auparse()
     yield clang()
@@ -261,6 +263,22 @@ def lsm_program(code: int | None, active: tuple[str, ...] | None) -> Support:
             (ENFORCE,),
         )
     return found
+
+
+def lsm_hooks(has: Callable[[str], bool] = kernel_has_hook) -> Support:
+    """Tell at which hooks guards can't stand; a rule that needs one of those is left out, and says so."""
+    try:
+        lacking = [hook.name.lower() for hook in Hook if hook is not Hook.NONE and not has(hook.name.lower())]
+    except HostError as error:
+        return Support("LSM hooks", False, error.what, error.remedy)
+    if not lacking:
+        return Support("LSM hooks", True, f"all {len(Hook) - 1} that guards may stand at")
+    return Support(
+        "LSM hooks",
+        False,
+        f"this kernel asks no BPF program at {', '.join(lacking)}",
+        "what rules forbid there is reported, not refused: a newer kernel, or one with CONFIG_SECURITY_PATH and CONFIG_SECURITY_NETWORK",
+    )
 
 
 @dataclass(frozen=True, slots=True)

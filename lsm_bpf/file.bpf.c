@@ -9,8 +9,8 @@
  *         path_unlink, path_rmdir      a name that goes
  *   in, out, and which way it fails    guard.h
  *
- * A file's place is told by device and inode of itself and of every directory above it, across mount points: other names (a
- * hard link to one of the directory's files is none) lead to the same places. Its path is told by names, from the root of the mount
+ * A file's place is told by device and inode of itself and of every directory above it, across mount points, and above what of a
+ * file system is mounted there: other names (a hard link to one of the directory's files is none) lead to the same places. Its path is told by names, from the root of the mount
  * namespace. */
 #include "guard.h"
 

@@ -15,6 +15,8 @@
 #ifndef KSENTINEL_GUARD_H
 #define KSENTINEL_GUARD_H
 
+#define KSENTINEL_GUARDS
+
 #include "state.h"
 #include "calls.h"
 #include "names.h"
@@ -26,6 +28,7 @@
 #define S_ISUID 04000
 #define S_ISGID 02000
 #define S_IXGRP 010
+#define S_IWGRP 020
 #define S_IWOTH 02
 #define S_IFREG 0100000
 #define TMPFS_MAGIC 0x01021994
@@ -45,8 +48,10 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
  * others for a pointer. */
 #define REFUSE_IF(condition)                                    \
         do {                                                    \
-                if (condition)                                  \
+                if (condition) {                                \
                         __asm__ volatile("r0 = -1\nexit\n" ::: "r0", "memory"); \
+                        __builtin_unreachable(); /* or a jump that nobody takes may follow: the kernel refuses that */ \
+                }                                               \
         } while (0)
 
 enum {
@@ -77,6 +82,14 @@ static __always_inline __u64 started(struct task_struct *task)
         return BPF_CORE_READ(task, group_leader, start_boottime) / START_STEP * START_STEP;
 }
 
+/* Whether the thread is known to do another's work, or has entered the ring itself: then its registers say nothing. */
+static __always_inline int in_io_uring(const struct desk *desk)
+{
+        return !!(desk->holds[KS_WORD_TRAITS] & KS_TRAIT_IO_URING);
+}
+
+/* A thread with a ring of its own does what is left over there (what waited, what is linked to that) on its way back to user
+ * space, from whatever call it happens to be in. So it may be in that call or in io_uring: ways of both may speak. */
 static __noinline int tell_call(struct desk *desk, struct task_struct *task)
 {
         struct pt_regs *regs;
@@ -104,6 +117,8 @@ static __noinline int tell_call(struct desk *desk, struct task_struct *task)
         if (desk->call & 1ULL << CALL_IO_URING) {
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_IO_URING;
                 desk->denial.flags |= KS_DENIAL_IO_URING;
+        } else if (bpf_core_field_exists(task->io_uring) && task->io_uring) {
+                desk->call |= 1ULL << CALL_IO_URING;
         }
         return 0;
 }
@@ -138,7 +153,7 @@ static __noinline __attribute__((unused)) int tell_flags(struct desk *desk, stru
         struct ks_flags_at *where;
         __u32 token;
 
-        if (!desk || desk->call & 1ULL << CALL_IO_URING)
+        if (!desk || in_io_uring(desk))
                 return 0;
         token = desk->denial.token;
         where = bpf_map_lookup_elem(&flag_arguments, &token);
@@ -253,19 +268,25 @@ static __noinline int tell_process(struct desk *desk, const struct ks_policy *po
                         desk->known[KS_WORD_SERVICE] = desk->holds[KS_WORD_SERVICE] = 0;
                 }
         }
-        exe = BPF_CORE_READ(task, mm, exe_file);
-        if (exe)
-                inode = BPF_CORE_READ(exe, f_inode);
-        if (inode) {
-                struct ks_place key = {.epoch = policy->epoch};
-                struct ks_places *found;
-
-                key.inode = BPF_CORE_READ(inode, i_ino);
-                key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+        if (process && process->named.epoch == policy->epoch) {
+                /* As it was when it was executed: a process may say later that it executes something else (PR_SET_MM_MAP). */
                 desk->known[KS_WORD_WHO] = ~0ULL;
-                found = bpf_map_lookup_elem(&places, &key);
-                if (found)
-                        desk->holds[KS_WORD_WHO] = found->who;
+                desk->holds[KS_WORD_WHO] = process->named.who;
+        } else {
+                exe = BPF_CORE_READ(task, mm, exe_file);
+                if (exe)
+                        inode = BPF_CORE_READ(exe, f_inode);
+                if (inode) {
+                        struct ks_place key = {.epoch = policy->epoch};
+                        struct ks_places *found;
+
+                        key.inode = BPF_CORE_READ(inode, i_ino);
+                        key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+                        desk->known[KS_WORD_WHO] = ~0ULL;
+                        found = bpf_map_lookup_elem(&places, &key);
+                        if (found)
+                                desk->holds[KS_WORD_WHO] = found->who;
+                }
         }
         desk->untold &= ~PROCESS_BITS;
         if (desk->own_service)
@@ -402,6 +423,7 @@ static __noinline int tell_paths(struct desk *desk, const struct ks_policy *poli
 
 /* ---- ways ---- */
 
+/* What only notes comes last, whatever its mode is: it mustn't hide what would be denied. */
 static __always_inline __u32 rank_of(__u32 mode, __u32 action)
 {
         return mode == KS_MODE_OFF ? 0 : action == KS_ACTION_LOG ? 1 : mode << 2 | action;
@@ -532,24 +554,32 @@ static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *poli
 
 /* ---- who is spared ---- */
 
-static __always_inline __u32 *spared_executable(struct task_struct *task)
+/* The flags of an executable that is spared, and KS_SPARED_EXECUTED; 0 if it isn't.
+ *
+ * In a user namespace of its own anybody may say which file the process executes (PR_SET_MM_MAP): there nobody is spared for that. A
+ * file that others than root could have written isn't spared either: its number may have been another file's. */
+static __always_inline __u32 spared_executable(struct task_struct *task)
 {
         struct ks_spared key = {.kind = KS_SPARED_EXECUTABLE};
         struct file *exe = BPF_CORE_READ(task, mm, exe_file);
         struct inode *inode;
+        __u32 *flags;
 
-        if (!exe)
+        if (!exe || BPF_CORE_READ(task, real_cred, user_ns, level))
                 return 0;
         inode = BPF_CORE_READ(exe, f_inode);
+        if (BPF_CORE_READ(inode, i_uid.val) || BPF_CORE_READ(inode, i_mode) & (S_IWGRP | S_IWOTH))
+                return 0;
         key.a = BPF_CORE_READ(inode, i_sb, s_dev);
         key.b = BPF_CORE_READ(inode, i_ino);
-        return bpf_map_lookup_elem(&spared, &key);
+        flags = bpf_map_lookup_elem(&spared, &key);
+        return flags ? *flags | KS_SPARED_EXECUTED : 0;
 }
 
 static __noinline int is_spared(struct desk *desk, struct task_struct *task)
 {
         struct ks_spared key = {.kind = KS_SPARED_PROCESS};
-        __u32 *flags;
+        __u32 flags, *process, own, above;
 
         if (!desk)
                 return 0;
@@ -557,15 +587,21 @@ static __noinline int is_spared(struct desk *desk, struct task_struct *task)
                 return 1;
         key.a = task->tgid;
         key.b = started(task);
-        if (bpf_map_lookup_elem(&spared, &key) || spared_executable(task))
+        if (bpf_map_lookup_elem(&spared, &key))
+                return 1;
+        own = BPF_CORE_READ(task, real_cred, uid.val);
+        above = BPF_CORE_READ(task, real_parent, real_cred, uid.val);
+        flags = spared_executable(task);
+        /* Anybody can start a program with a library of his own in it. */
+        if (flags && (!(flags & KS_SPARED_ROOTS) || !own || !above))
                 return 1;
         flags = spared_executable(task->real_parent);
-        if (!flags) {
-                key.a = BPF_CORE_READ(task, real_parent, tgid);
-                key.b = BPF_CORE_READ(task, real_parent, group_leader, start_boottime) / START_STEP * START_STEP;
-                flags = bpf_map_lookup_elem(&spared, &key);
-        }
-        return flags && *flags & KS_SPARED_CHILDREN;
+        if (flags & KS_SPARED_CHILDREN && (!(flags & KS_SPARED_ROOTS) || !above))
+                return 1;
+        key.a = BPF_CORE_READ(task, real_parent, tgid);
+        key.b = BPF_CORE_READ(task, real_parent, group_leader, start_boottime) / START_STEP * START_STEP;
+        process = bpf_map_lookup_elem(&spared, &key);
+        return process && *process & KS_SPARED_CHILDREN;
 }
 
 /* ---- what is said ---- */
@@ -674,6 +710,8 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
                         return 0;
                 denial->rule = policy->ways[best].rule;
                 denial->way = best;
+                if (!(policy->ways[best].calls & desk->call & ~(1ULL << CALL_IO_URING)))
+                        denial->flags |= KS_DENIAL_IO_URING; /* of the call that the thread is in it doesn't speak */
                 action = policy->ways[best].action;
                 mode = desk->best_mode;
         }
@@ -682,7 +720,7 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
         if (desk->holds[KS_WORD_TRAITS] & KS_TRAIT_CANARY) {
                 denial->flags |= KS_DENIAL_CANARY;
                 denial->nonce = desk->now.canary_nonce;
-        } else if (is_spared(desk, task)) {
+        } else if (action != KS_ACTION_LOG && is_spared(desk, task)) {
                 denial->outcome = KS_OUTCOME_SPARED;
                 goto say;
         }
@@ -697,8 +735,8 @@ static __noinline int conclude(struct desk *desk, const struct ks_policy *policy
                 denial->outcome = KS_OUTCOME_DENIED;
                 refused = 1;
                 if (action == KS_ACTION_KILL) {
-                        bpf_send_signal(SIGKILL);
-                        denial->flags |= KS_DENIAL_KILLED;
+                        if (!bpf_send_signal(SIGKILL))
+                                denial->flags |= KS_DENIAL_KILLED;
                 }
         }
 say:
@@ -778,7 +816,8 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
         }
         first = policy->hooks[hook].first;
         count = policy->hooks[hook].count;
-        if (!desk->sentenced && count) {
+        /* A sentence that is only tried out must not stand before a way that is in earnest. */
+        if (count && !(desk->sentenced && desk->sentence.mode == KS_MODE_ENFORCE)) {
                 COUNT(evaluated);
                 tell_numbers(desk, policy, &policy->hooks[hook]);
                 /* From what costs little to what costs more, as long as some way may still speak. A path comes last. */
@@ -796,6 +835,8 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
                         try_ways(desk, policy, first, count);
                 }
         }
+        if (desk->sentence.mode != KS_MODE_ENFORCE && desk->best_rank >= KS_MODE_ENFORCE << 2)
+                desk->sentenced = 0;
         if (desk->sentenced || desk->best_rank)
                 refused = conclude(desk, policy, task);
         stand_up(desk);

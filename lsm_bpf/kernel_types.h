@@ -9,13 +9,15 @@
 
 typedef struct { __u32 val; } kuid_t;
 typedef struct { __u32 val; } kgid_t;
-struct cred { kuid_t uid; kuid_t euid; };
+struct user_namespace { int level; };
+struct cred { kuid_t uid; kuid_t euid; kuid_t fsuid; struct user_namespace *user_ns; };
 struct qstr { __u32 len; const unsigned char *name; };
 struct super_block { __u32 s_dev; unsigned long s_magic; };
 struct inode { unsigned short i_mode; kuid_t i_uid; unsigned int i_nlink; unsigned long i_ino; struct super_block *i_sb; };
 struct dentry { struct dentry *d_parent; struct qstr d_name; struct inode *d_inode; };
 struct vfsmount { struct dentry *mnt_root; };
-struct mnt_namespace;
+struct ns_common { __u64 ns_id; };
+struct mnt_namespace { struct ns_common ns; __u64 seq; }; /* seq until 6.17, ns_id since */
 struct mount {
         struct mount *mnt_parent;
         struct dentry *mnt_mountpoint;
@@ -42,12 +44,23 @@ struct task_struct {
         __u64 start_boottime;
         struct task_struct *group_leader;
         struct task_struct *real_parent;
+        const struct cred *real_cred;
         const struct cred *cred;
+        void *io_uring;
         struct signal_struct *signal;
         struct mm_struct *mm;
         struct fs_struct *fs;
         struct files_struct *files;
         kuid_t loginuid;
+};
+/* Newer kernels have more of them: CO-RE finds numbers, too. */
+enum kernel_load_data_id { LOADING_FIRMWARE = 1, LOADING_MODULE, LOADING_KEXEC_IMAGE, LOADING_KEXEC_INITRAMFS };
+enum kernel_read_file_id {
+        READING_FIRMWARE = 1,
+        READING_MODULE,
+        READING_KEXEC_IMAGE,
+        READING_KEXEC_INITRAMFS,
+        READING_MODULE_COMPRESSED,
 };
 struct linux_binprm { struct file *file; struct cred *cred; const char *filename; const char *interp; };
 struct sock_common { unsigned short skc_family; };

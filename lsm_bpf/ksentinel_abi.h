@@ -278,6 +278,7 @@ struct ks_named {
         __u64 parent;
         __u64 service;
         __u64 ancestors;      /* any of them */
+        __u64 who;            /* sets of files that its executable was in, when it was executed */
         __u8 known[4];        /* of each: enum ks_told; of ancestors, of all of them */
         __u32 epoch;          /* of the policy's names */
 };
@@ -599,6 +600,8 @@ enum ks_spared_kind {
 
 enum ks_spared_flag {
         KS_SPARED_CHILDREN = 1,   /* and the processes that it starts, while it is their parent; not theirs */
+        KS_SPARED_ROOTS = 2,      /* only as root's, or started by root's */
+        KS_SPARED_EXECUTED = 4,   /* always there */
 };
 
 struct ks_spared {

@@ -31,7 +31,7 @@ struct ascent {
         __u32 with_places;
         __u32 done;
         __u32 adrift;
-        __u32 unused;
+        __u32 beyond;        /* above a mount's root: directories that this mount doesn't show */
 };
 
 /* A path, read from its end. */
@@ -233,16 +233,35 @@ static __always_inline struct ks_switch *switch_now(void)
         return bpf_map_lookup_elem(&switches, &zero);
 }
 
+#ifdef KSENTINEL_GUARDS
+/* Where the kernel itself may be interrupted, any number of threads can be made to wait in a guard, each with a desk of this
+ * CPU. Who finds none left gets one of its own, which it then keeps: otherwise enough threads would open every guard. For the
+ * collector, which only names programs, the verifier has no room to look at this. */
+struct {
+        __uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+        __uint(map_flags, BPF_F_NO_PREALLOC);
+        __type(key, int);
+        __type(value, struct desk);
+} own_desks SEC(".maps");
+#endif
+
 /* A desk that nobody else sits at; NULL, and counted, if there is none. */
 static __always_inline struct desk *sit_down(void)
 {
+        struct desk *desk;
+
         for (__u32 i = 0; i < DESKS; i++) {
                 __u32 at = i;
-                struct desk *desk = bpf_map_lookup_elem(&desks, &at);
 
+                desk = bpf_map_lookup_elem(&desks, &at);
                 if (desk && !__sync_lock_test_and_set(&desk->busy, 1))
                         return desk;
         }
+#ifdef KSENTINEL_GUARDS
+        desk = bpf_task_storage_get(&own_desks, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+        if (desk && !__sync_lock_test_and_set(&desk->busy, 1))
+                return desk;
+#endif
         COUNT(no_room);
         return 0;
 }
@@ -258,6 +277,19 @@ static __always_inline __u64 sets_known(const struct ks_policy *policy, __u32 kn
 }
 
 /* ---- from a file to its path ---- */
+
+/* Whether what is mounted there has no path: open_tree() and fsmount() give mounts that are known by a descriptor alone, in a
+ * namespace without a number. */
+static __always_inline int nowhere(struct mnt_namespace *ns)
+{
+        if (no_namespace(ns))
+                return 1;
+        if (bpf_core_field_exists(ns->seq))
+                return !BPF_CORE_READ(ns, seq);
+        if (bpf_core_field_exists(ns->ns.ns_id))
+                return !BPF_CORE_READ(ns, ns.ns_id);
+        return 0;
+}
 
 /* What changes from step to step stands in the desk: the verifier doesn't follow values there, and so is soon through. */
 struct working {
@@ -291,19 +323,28 @@ static long ascend(__u32 index __attribute__((unused)), struct working *w)
                 }
         }
         a->steps++;
-        if (dentry == BPF_CORE_READ(mnt, mnt.mnt_root)) {
-                struct mount *up = BPF_CORE_READ(mnt, mnt_parent);
+        parent = BPF_CORE_READ(dentry, d_parent);
+        if (a->beyond || dentry == BPF_CORE_READ(mnt, mnt.mnt_root)) {
+                struct mount *up;
 
+                /* Only a part may be mounted here: what lies above it is no part of the path, but the file is below it all the
+                 * same. Otherwise a bind mount of a directory's subdirectory would lead past the directory. */
+                if (a->with_places && dentry != parent) {
+                        a->beyond = 1;
+                        a->dentry = (__u64)parent;
+                        return 0;
+                }
+                a->beyond = 0;
+                up = BPF_CORE_READ(mnt, mnt_parent);
                 if (up == mnt || !up) {
                         a->done = 1;
-                        a->adrift = no_namespace(BPF_CORE_READ(mnt, mnt_ns));
+                        a->adrift = nowhere(BPF_CORE_READ(mnt, mnt_ns));
                         return 1;
                 }
                 a->dentry = (__u64)BPF_CORE_READ(mnt, mnt_mountpoint);
                 a->mnt = (__u64)up;
                 return 0;
         }
-        parent = BPF_CORE_READ(dentry, d_parent);
         if (dentry == parent) { /* no tree above: a memfd */
                 a->done = a->adrift = 1;
                 return 1;
@@ -453,7 +494,7 @@ static __noinline __u32 tell_file(struct desk *desk, __u64 vfsmnt, __u64 dentry,
         a->dentry = dentry;
         a->at = KS_TEXT;
         a->epoch = epoch;
-        a->steps = a->done = a->adrift = 0;
+        a->steps = a->done = a->adrift = a->beyond = 0;
         a->with_text = what & (TELL_TEXT | TELL_SETS);
         a->with_places = what & TELL_PLACES;
         bpf_loop(KS_DEPTH, ascend, &w, 0);
@@ -477,6 +518,8 @@ static __noinline __u32 tell_file(struct desk *desk, __u64 vfsmnt, __u64 dentry,
 static __noinline __attribute__((unused)) int name_program(struct ks_process *process, struct file *exe)
 {
         const struct ks_policy *policy = policy_now();
+        struct ks_place key = {};
+        struct ks_places *place;
         struct desk *desk;
 
         if (!process || !policy)
@@ -485,9 +528,17 @@ static __noinline __attribute__((unused)) int name_program(struct ks_process *pr
                 __builtin_memset(&process->named, 0, sizeof(process->named));
                 process->named.epoch = policy->epoch;
         }
-        process->named.program = 0;
+        process->named.program = process->named.who = 0;
         process->named.known[0] = 0;
-        if (!policy->kinds || !exe)
+        if (!exe)
+                return 0;
+        key.inode = BPF_CORE_READ(exe, f_inode, i_ino);
+        key.device = BPF_CORE_READ(exe, f_inode, i_sb, s_dev);
+        key.epoch = policy->epoch;
+        place = bpf_map_lookup_elem(&places, &key);
+        if (place)
+                process->named.who = place->who;
+        if (!policy->kinds)
                 return 0;
         desk = sit_down();
         if (!desk)

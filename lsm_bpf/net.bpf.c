@@ -11,9 +11,12 @@
  * IPv4 addresses count as ::ffff:a.b.c.d, and such an IPv6 address as IPv4. */
 #include "guard.h"
 
+#define AF_UNSPEC 0
 #define AF_UNIX 1
 #define AF_INET 2
 #define AF_INET6 10
+
+#define MAPPED 0xffff0000    /* ::ffff:, its third 32 bits as they stand in memory */
 
 struct net_address {
         __u16 family;
@@ -21,10 +24,12 @@ struct net_address {
         __u8 rest[24];
 };
 
-/* What an address in the kernel's memory says. */
-static __noinline int tell_address(struct desk *desk, __u64 address, __u32 len)
+/* What an address in the kernel's memory says. IPv4 sockets take one without a family for one of theirs, except where it ends a
+ * connection: unspecified is the family that it then has, 0 if it has none. */
+static __noinline int tell_address(struct desk *desk, __u64 address, __u32 len, __u32 unspecified)
 {
         struct net_address a = {};
+        __u32 words[4];
 
         if (!desk)
                 return 0;
@@ -36,6 +41,8 @@ static __noinline int tell_address(struct desk *desk, __u64 address, __u32 len)
                         desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_UNIX;
                 return 0;
         }
+        if (a.family == AF_UNSPEC)
+                a.family = unspecified;
         if (a.family == AF_UNIX)
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_UNIX;
         if (a.family == AF_INET) {
@@ -43,8 +50,9 @@ static __noinline int tell_address(struct desk *desk, __u64 address, __u32 len)
                 desk->denial.address[10] = desk->denial.address[11] = 0xff;
                 __builtin_memcpy(&desk->denial.address[12], &a.rest[0], 4);
         } else if (a.family == AF_INET6) {
-                desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_IPV6;
-                __builtin_memcpy(desk->denial.address, &a.rest[4], 16);
+                __builtin_memcpy(words, &a.rest[4], sizeof(words));
+                __builtin_memcpy(desk->denial.address, words, sizeof(words));
+                desk->holds[KS_WORD_TRAITS] |= words[0] | words[1] | (words[2] ^ MAPPED) ? KS_TRAIT_IPV6 : KS_TRAIT_IPV4;
         } else {
                 return 0;
         }
@@ -53,10 +61,13 @@ static __noinline int tell_address(struct desk *desk, __u64 address, __u32 len)
         return 0;
 }
 
-static __always_inline void family_of(struct desk *desk, struct socket *socket)
+static __always_inline __u16 family_of(struct socket *socket)
 {
-        __u16 family = BPF_CORE_READ(socket, sk, __sk_common.skc_family);
+        return BPF_CORE_READ(socket, sk, __sk_common.skc_family);
+}
 
+static __always_inline void trait_of_family(struct desk *desk, __u16 family)
+{
         if (family == AF_UNIX)
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_UNIX;
         else if (family == AF_INET)
@@ -65,29 +76,32 @@ static __always_inline void family_of(struct desk *desk, struct socket *socket)
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_IPV6;
 }
 
-static __always_inline int to_address(__u32 hook, __u64 address, __u32 len, enum quarantine quarantine)
+static __always_inline int to_address(__u32 hook, struct socket *socket, __u64 address, __u32 len, enum quarantine quarantine)
 {
         struct task_struct *task = bpf_get_current_task_btf();
         const struct ks_policy *policy;
         struct desk *desk = begin_guard(hook, task, &policy);
+        __u32 unspecified = 0;
 
         if (!desk)
                 return 0;
-        tell_address(desk, address, len);
+        if (hook != KS_HOOK_SOCKET_CONNECT && family_of(socket) == AF_INET)
+                unspecified = AF_INET;
+        tell_address(desk, address, len, unspecified);
         return decide(desk, policy, task, quarantine);
 }
 
 SEC("lsm/socket_connect")
 int on_socket_connect(__u64 *ctx)
 {
-        REFUSE_IF(to_address(KS_HOOK_SOCKET_CONNECT, ctx[1], ctx[2], CONFINED));
+        REFUSE_IF(to_address(KS_HOOK_SOCKET_CONNECT, (void *)ctx[0], ctx[1], ctx[2], CONFINED));
         return 0;
 }
 
 SEC("lsm/socket_bind")
 int on_socket_bind(__u64 *ctx)
 {
-        REFUSE_IF(to_address(KS_HOOK_SOCKET_BIND, ctx[1], ctx[2], FREE));
+        REFUSE_IF(to_address(KS_HOOK_SOCKET_BIND, (void *)ctx[0], ctx[1], ctx[2], FREE));
         return 0;
 }
 
@@ -100,7 +114,7 @@ int on_socket_listen(__u64 *ctx)
 
         if (!desk)
                 return 0;
-        family_of(desk, (void *)ctx[0]);
+        trait_of_family(desk, family_of((void *)ctx[0]));
         REFUSE_IF(decide(desk, policy, task, FREE));
         return 0;
 }
@@ -112,7 +126,8 @@ int on_socket_sendmsg(__u64 *ctx)
 
         if (!message->msg_name)
                 return 0; /* on a connection: its connect was asked about */
-        REFUSE_IF(to_address(KS_HOOK_SOCKET_SENDMSG, (__u64)message->msg_name, message->msg_namelen, CONFINED));
+        REFUSE_IF(to_address(KS_HOOK_SOCKET_SENDMSG, (void *)ctx[0], (__u64)message->msg_name, message->msg_namelen,
+                             CONFINED));
         return 0;
 }
 

@@ -18,9 +18,6 @@
 #define PTRACE_MODE_ATTACH 2
 #define ENOSYS 38
 
-/* enum kernel_load_data_id, enum kernel_read_file_id: the same numbers, and the same in all kernels from 5.7 on. */
-enum read_by_kernel { FIRMWARE = 1, MODULE = 2, KEXEC_IMAGE = 3, KEXEC_INITRAMFS = 4 };
-
 SEC("lsm/ptrace_access_check")
 int on_ptrace_access_check(__u64 *ctx)
 {
@@ -34,13 +31,15 @@ int on_ptrace_access_check(__u64 *ctx)
         if (attach)
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_ATTACH;
         number_is(desk, KS_NUMBER_ANOTHER, child->pid != task->tgid && child->pid != task->pid);
-        if (!(desk->call & 1ULL << CALL_IO_URING))
+        if (!in_io_uring(desk))
                 number_is(desk, KS_NUMBER_REQUEST, call_argument(task, desk->denial.token, 0));
         REFUSE_IF(decide(desk, policy, task, attach ? CONFINED : FREE));
         return 0;
 }
 
-static __always_inline int by_kernel(__u32 hook, __u32 what, struct file *file)
+#define IS(kind, what, name) (bpf_core_enum_value_exists(enum kind, name) && (what) == bpf_core_enum_value(enum kind, name))
+
+static __always_inline int by_kernel(__u32 hook, __u32 trait, struct file *file)
 {
         struct task_struct *task = bpf_get_current_task_btf();
         const struct ks_policy *policy;
@@ -48,12 +47,7 @@ static __always_inline int by_kernel(__u32 hook, __u32 what, struct file *file)
 
         if (!desk)
                 return 0;
-        if (what == MODULE)
-                desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_MODULE;
-        else if (what == FIRMWARE)
-                desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_FIRMWARE;
-        else if (what == KEXEC_IMAGE || what == KEXEC_INITRAMFS)
-                desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_KEXEC;
+        desk->holds[KS_WORD_TRAITS] |= trait;
         if (file) {
                 traits_of(desk, file->f_inode);
                 file_is(desk, 0, file->f_path.mnt, file->f_path.dentry);
@@ -64,14 +58,30 @@ static __always_inline int by_kernel(__u32 hook, __u32 what, struct file *file)
 SEC("lsm/kernel_load_data")
 int on_kernel_load_data(__u64 *ctx)
 {
-        REFUSE_IF(by_kernel(KS_HOOK_KERNEL_LOAD_DATA, ctx[0], 0));
+        __u32 what = ctx[0], trait = 0;
+
+        if (IS(kernel_load_data_id, what, LOADING_MODULE))
+                trait = KS_TRAIT_MODULE;
+        else if (IS(kernel_load_data_id, what, LOADING_FIRMWARE))
+                trait = KS_TRAIT_FIRMWARE;
+        else if (IS(kernel_load_data_id, what, LOADING_KEXEC_IMAGE) || IS(kernel_load_data_id, what, LOADING_KEXEC_INITRAMFS))
+                trait = KS_TRAIT_KEXEC;
+        REFUSE_IF(by_kernel(KS_HOOK_KERNEL_LOAD_DATA, trait, 0));
         return 0;
 }
 
 SEC("lsm/kernel_read_file")
 int on_kernel_read_file(__u64 *ctx)
 {
-        REFUSE_IF(by_kernel(KS_HOOK_KERNEL_READ_FILE, ctx[1], (void *)ctx[0]));
+        __u32 what = ctx[1], trait = 0;
+
+        if (IS(kernel_read_file_id, what, READING_MODULE) || IS(kernel_read_file_id, what, READING_MODULE_COMPRESSED))
+                trait = KS_TRAIT_MODULE;
+        else if (IS(kernel_read_file_id, what, READING_FIRMWARE))
+                trait = KS_TRAIT_FIRMWARE;
+        else if (IS(kernel_read_file_id, what, READING_KEXEC_IMAGE) || IS(kernel_read_file_id, what, READING_KEXEC_INITRAMFS))
+                trait = KS_TRAIT_KEXEC;
+        REFUSE_IF(by_kernel(KS_HOOK_KERNEL_READ_FILE, trait, (void *)ctx[0]));
         return 0;
 }
 
@@ -138,7 +148,7 @@ static __always_inline int change_of_id(__u32 hook, __u32 number, __u32 to_root)
                 return 0;
         if (to_root)
                 desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_TO_ROOT;
-        if (!(desk->call & 1ULL << CALL_IO_URING))
+        if (!in_io_uring(desk))
                 number_is(desk, number, call_argument(task, desk->denial.token, 0));
         return decide(desk, policy, task, FREE);
 }
@@ -150,7 +160,8 @@ int on_task_fix_setuid(__u64 *ctx)
         const struct cred *old = (void *)ctx[1];
 
         REFUSE_IF(change_of_id(KS_HOOK_TASK_FIX_SETUID, KS_NUMBER_UID,
-                               (!new->euid.val && old->euid.val) || (!new->uid.val && old->uid.val)));
+                               (!new->euid.val && old->euid.val) || (!new->uid.val && old->uid.val) ||
+                                       (!new->fsuid.val && old->fsuid.val)));
         return 0;
 }
 

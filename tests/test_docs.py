@@ -19,11 +19,11 @@ MAIN = typer.main.get_command(app)
 
 
 def leaves(group, *names):
-    """Yield (name, command) of every command below a group: ``rules list``."""
+    """Yield (name, command) of every command below a group: ``rules list``; a group that does something by itself is one, too."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from leaves(command, *names, name)
-        else:
+        if not hasattr(command, "commands") or command.invoke_without_command:
             yield " ".join([*names, name]), command
 
 
@@ -114,13 +114,19 @@ def commands():
                     yield pytest.param(call[1], id=f"{page.name}: ksentinel {call[1]}")
 
 
+def stands_alone(group, arguments):
+    """Tell whether a group is called for itself: by nothing, or options."""
+    return group.invoke_without_command and (not arguments or arguments[0].startswith("-"))
+
+
 @pytest.mark.parametrize("line", list(commands()))
 def test_commands_parse(line):
     """A command line of the documentation is understood."""
     arguments = shlex.split(line, comments=True)
     command = MAIN
     with MAIN.make_context("ksentinel", arguments, resilient_parsing=True) as context:
-        while hasattr(command, "commands"):
+        name = "ksentinel"
+        while hasattr(command, "commands") and not stands_alone(command, arguments):
             name, *arguments = arguments
             command = command.commands[name]
         command.make_context(name, arguments, parent=context).close()

@@ -320,6 +320,7 @@ class Named(ctypes.Structure):
         ("parent", c_uint64),
         ("service", c_uint64),
         ("ancestors", c_uint64),
+        ("who", c_uint64),
         ("known", c_uint8 * 4),
         ("epoch", c_uint32),
     )

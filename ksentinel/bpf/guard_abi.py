@@ -175,6 +175,8 @@ class SparedFlag(IntFlag):
     """Flags of who is spared: enum ks_spared_flag."""
 
     CHILDREN = 1
+    ROOTS = 2
+    EXECUTED = 4
 
 
 class SentenceKind(IntEnum):

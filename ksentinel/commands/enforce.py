@@ -34,7 +34,9 @@ _ASK_EVERY = 0.2
 
 ModeName = Annotated[
     str | None,
-    typer.Option("--mode", metavar="MODE", help="off, permissive or enforce; default: permissive."),
+    typer.Option(
+        "--mode", metavar="MODE", help="off, permissive or enforce; default: the configuration's, permissive."
+    ),
 ]
 
 
@@ -44,7 +46,8 @@ def enforce(
     degrade: Annotated[
         bool,
         typer.Option(
-            "--degrade", help="Where it can't be verified, go on permissive, and alert, instead of ending."
+            "--degrade",
+            help="Where nothing can be enforced, or it can't be verified, go on as `monitor` does, or permissive, and alert, instead of ending.",
         ),
     ] = False,
     confirm: Annotated[
@@ -58,7 +61,9 @@ def enforce(
     on_exit: Annotated[
         str | None,
         typer.Option(
-            "--on-exit", metavar="WHAT", help="After a crash: open (guards end) or hold (they stay)."
+            "--on-exit",
+            metavar="WHAT",
+            help="When it is killed or crashes: open (guards end) or hold (they stay for a while); default: the configuration's, open.",
         ),
     ] = None,
     duration: Duration = None,
@@ -74,9 +79,17 @@ def enforce(
     """
     Watch this host live as `monitor` does, with guards in the kernel that refuse what rules forbid. Needs root and BPF LSM.
 
-    Guards are proven at the start and every minute; exit status 1 if they can't be.
+    Guards are proven at the start and every minute. What can't be proven is an alert and, if it is to enforce, the end: exit status 1.
     """
     if context.invoked_subcommand is not None:
+        given = [
+            name for name in context.params if str(context.get_parameter_source(name)).endswith("COMMANDLINE")
+        ]
+        if given:
+            raise UsageError(
+                f"--{given[0].replace('_', '-')} stands before {context.invoked_subcommand}",
+                remedy="options of a subcommand stand behind its name",
+            )
         return
     from ksentinel.commands import enforcing
 
@@ -124,7 +137,7 @@ def enforce(
         return enforcing.enforcing(
             settings,
             stream,
-            enforcing.derived(in_force.rules),
+            enforcing.derived(in_force.rules, in_force.policy),
             entries,
             wanted,
             store=at,
@@ -153,12 +166,20 @@ def switch_mode(
     rule: Annotated[str, typer.Option("--rule", metavar="NAME", help="Of this rule or entry alone.")] = "",
     cgroup: Annotated[
         str,
-        typer.Option("--cgroup", metavar="PATH", help="Of this control group, and those below it, alone."),
+        typer.Option(
+            "--cgroup",
+            metavar="PATH",
+            help="Of this control group, and those below it, alone: /system.slice/nginx.service.",
+        ),
     ] = "",
     control: ControlFile = None,
     json: Json = False,
 ) -> None:
-    """Switch the mode of a running `ksentinel enforce`, of the host, a rule or a control group, until it ends."""
+    """
+    Switch the mode of a running `ksentinel enforce`: the host's, or until the next reload a rule's or a control group's.
+
+    A mode of the host ends a release. Exit status 1 if it isn't verified.
+    """
     from ksentinel.report.enforce import posture_lines
 
     told = _proven(control, _ask(control, "mode", mode=str(_mode(mode)), rule=rule, cgroup=cgroup))
@@ -168,7 +189,7 @@ def switch_mode(
 
 
 def confirm(control: ControlFile = None, json: Json = False) -> None:
-    """Confirm, from a new login, that one can still log in: what was started with --confirm goes on."""
+    """Confirm, from a new login, that one can still log in, or that two boots weren't the guards' doing: enforcement goes on."""
     from ksentinel.report.enforce import posture_lines
 
     told = _proven(control, _ask(control, "confirm"))
@@ -271,14 +292,14 @@ def plan(
 
 def ready(
     days: Annotated[
-        float, typer.Option("--days", metavar="N", help="How long they shall have been watched.")
+        float, typer.Option("--days", metavar="N", help="How many days they must have been unchanged.")
     ] = 7.0,
     rules: RulePaths = None,
     store: StoreFile = None,
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Say whether permissive guards may be enforced: how long they were watched, and which would-denies have no answer. Exit 1: no."""
+    """Say whether permissive guards may be enforced: how long they are unchanged, which would-be denials have no answer. Exit 1: no."""
     from ksentinel.commands.enforcing import changes_file
     from ksentinel.commands.walk import load_exceptions, load_rules, rule_paths
     from ksentinel.enforce.denial import identity, rule_behind
@@ -338,14 +359,17 @@ def note(
     ],
     exe: Annotated[str, typer.Argument(metavar="EXE", help="The executable that was denied.")],
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="attack: it is none that must go on working; or your words.")
+        str,
+        typer.Argument(
+            metavar="WHAT", help="attack: it is to be denied. Other words are kept, and are no answer."
+        ),
     ] = "attack",
     service: Annotated[
         str | None, typer.Option("--service", metavar="EXE", help="Of this service alone.")
     ] = None,
     store: StoreFile = None,
 ) -> None:
-    """Answer a would-deny: write down what somebody has found out about it."""
+    """Answer a would-be denial, or write down what somebody has found out about it."""
     from ksentinel.store import Store
 
     place = store or host.store_to_read()
@@ -366,7 +390,7 @@ def note(
 
 
 def never(config: ConfigFile = None, json: Json = False) -> None:
-    """Show who is never denied anything, and why."""
+    """Show who is never denied anything, and why; in ksentinel's place stands this command."""
     from ksentinel.commands.enforcing import load_settings, spared_here
     from ksentinel.report.enforce import never_table
 
@@ -414,11 +438,11 @@ def _since(text: str) -> int:
 def _policy(settings: Config, rules: list[Path] | None, store: Path) -> tuple[Any, Any]:
     """Return the policy that would be enforced, and who is spared; raises RuleError."""
     from ksentinel.commands.enforcing import compile_here, derived, load_settings, spared_here
-    from ksentinel.commands.walk import load_rules, rule_paths
+    from ksentinel.commands.walk import load_policy, load_rules, rule_paths
 
     entries = load_settings(settings)
     ruleset = load_rules(rule_paths(settings, rules))
-    compiled = compile_here(derived(ruleset), entries, store=store, socket=None)
+    compiled = compile_here(derived(ruleset, load_policy(settings)), entries, store=store, socket=None)
     for one in compiled.places_missing:
         tell(f"{one.at}: {one.path} isn't there")
     return compiled, spared_here(entries)

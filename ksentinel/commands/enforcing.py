@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,10 @@ from ksentinel.enforce.settings import Settings, load
 from ksentinel.enforce.vital import Own
 from ksentinel.errors import HostError, InputError, KsentinelError
 from ksentinel.event import Process, ProcessKey
+from ksentinel.level import Level
 from ksentinel.mounts import MOUNTINFO, cgroup_mounts
+from ksentinel.policy import Action, Policy
+from ksentinel.rules import Rule
 from ksentinel.rules.derivation import Derived, derive
 from ksentinel.shipped import shipped
 
@@ -72,15 +76,32 @@ def load_settings(config: Config) -> Settings:
     )
 
 
-def derived(ruleset: Any) -> tuple[Derived, ...]:
-    """Return every rule, those that ask for it with their guards."""
+def derived(rules: Any, policy: Any) -> tuple[Derived, ...]:
+    """Return every rule, those with their guards that ask for it and that the verdict's policy lets act."""
     users = user_names()
-    return tuple(
-        derive(one, users)
-        if one.rule.response is not None and one.rule.response.inline
-        else Derived(one.rule, (), ())
-        for one in ruleset.compiled
-    )
+    found = []
+    for one in rules.compiled:
+        response, rule = one.rule.response, one.rule
+        if response is None or not response.inline:
+            found.append(Derived(rule, (), ()))
+            continue
+        most = permitted(rule, policy)
+        if Action(response.action).rank > most.rank:
+            tell(
+                f"{rule.title}: asks for {response.action} in the kernel, and at level {rule.level} the policy permits "
+                f"{'no more than an alert' if most is Action.ALERT else f'at most {most}'}: it has no guard"
+            )
+            found.append(Derived(replace(rule, response=replace(response, inline=False)), (), ()))
+            continue
+        found.append(derive(one, users))
+    return tuple(found)
+
+
+def permitted(rule: Rule, policy: Policy) -> Action:
+    """Return the most that the policy permits about a rule: by itself, or (two keys) with a model that speaks, too."""
+    asked = rule.response is not None and rule.response.anomalous
+    models = [level for level in Level if level > Level.NONE] if asked else [Level.NONE]
+    return max((policy.cell(rule.level, model, ()).permits for model in models), key=lambda one: one.rank)
 
 
 def compile_here(
@@ -401,7 +422,9 @@ def enforcing(
         breaker = Breaker(is_roots, pinned=settings.pinned)
         enforcement = Enforcement(guards, canary, mailbox, breaker, here, wanted, rules, settings, tell)
 
-        enforcement.reload = lambda loaded: enforcement.change(derived(loaded.rules), load_settings(config))
+        enforcement.reload = lambda loaded: enforcement.change(
+            derived(loaded.rules, loaded.policy), load_settings(config)
+        )
 
         def divert(record: memoryview) -> bool:
             told = proof_in(record)
@@ -436,7 +459,15 @@ def _pinning(
     try:
         PINS.mkdir(mode=0o700, exist_ok=True)
         mine.folder.mkdir(mode=0o700)
-        stack.callback(_unpin, mine)
+
+        def end(kind: type[BaseException] | None, error: object, _trace: object) -> None:
+            # What wasn't asked to end is what guards that hold are for.
+            if kind is None or not hold or issubclass(kind, KeyboardInterrupt):
+                _unpin(mine)
+            else:
+                tell(f"guards stay, for {config.enforce.hold_seconds:g} s or until the next start ({error})")
+
+        stack.push(end)
         pinned = True
     except OSError as error:
         if hold:
@@ -494,7 +525,8 @@ def _kept(enforcement: Enforcement) -> Iterator[None]:
         stopping.wait(_TICK)
 
     def prove() -> None:
-        if enforcement.is_due():
+        # A proof needs somebody who reads what guards say.
+        if enforcement.reading.wait(_TICK) and enforcement.is_due():
             enforcement.prove()
         enforcement.due.wait(_TICK)
         enforcement.due.clear()

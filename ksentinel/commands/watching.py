@@ -4,6 +4,7 @@
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ def watch(
         if enforce is not None:
             # Rules that are loaded meanwhile would count for the walk alone.
             with reloader.paused():
-                pipeline.enforcing = stack.enter_context(enforce(stream, pipeline.in_force, kept))
+                pipeline.enforcing = stack.enter_context(
+                    enforce(stream, replace(pipeline.in_force, policy=pipeline.incidents.policy), kept)
+                )
                 reloader.apply = pipeline.enforcing.reload
             stack.callback(_end_reloads, reloader)
         outlet = stack.enter_context(outlet_of(kept, settings, pipeline, json=json))

@@ -107,10 +107,16 @@ class Proof:
 
     @property
     def verified(self) -> bool:
-        """Whether all guards are proven, and there are some; where nothing is enforced there is nothing to prove."""
+        """
+        Whether all guards are proven that can be, and there are some; where nothing is enforced there is nothing to prove.
+
+        What nobody can attempt on this host (a kernel without modules, user namespaces switched off) is no reason to enforce
+        nothing else; it stays among the `unproven`.
+        """
         if self.mode is Mode.OFF:
             return True
-        return bool(self.results) and all(result.verified for result in self.results.values())
+        tried = [one for one in self.results.values() if one.finding is not Finding.IMPOSSIBLE]
+        return bool(tried) and all(result.verified for result in tried)
 
     @property
     def unproven(self) -> dict[Hook, Result]:

@@ -287,6 +287,7 @@ class Enforcement:
         self.tell = tell
         self.policies = Policies()
         self.failure: KsentinelError | None = None
+        self.reading = threading.Event()
         self.due = threading.Event()
         self.counts: Counter[str] = Counter()
         # In this order, by who needs more than one: a proof; an exchange of policies; the never-list; what changes, for moments.
@@ -655,6 +656,7 @@ class Enforcement:
 
     def denied(self, events: Sequence[HookEvent]) -> None:
         """Take denials in: a rule that hits too many is taken back with the next tick, and they are counted."""
+        self.reading.set()
         if not events:
             return
         with self._lock:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ksentinel.bpf.guard_abi import Spared as SparedKey
 from ksentinel.bpf.guard_abi import SparedFlag, SparedKind
 from ksentinel.enforce.places import Place, Resolve
+from ksentinel.errors import HostError
 from ksentinel.event import ProcessKey
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class Spared:
         The executable's; None for a process, and for an executable that was asked for and isn't there.
     children
         Processes that it starts are spared, too, as long as it is their parent.
+    roots
+        Only as root's, or started by root's: anybody can start it with a library of his own in it.
     """
 
     who: str
@@ -89,6 +92,7 @@ class Spared:
     place: Place | None = None
     process: ProcessKey | None = None
     children: bool = False
+    roots: bool = False
 
     def key(self) -> SparedKey | None:
         """Return it as the kernel knows it; None if it isn't there."""
@@ -101,7 +105,8 @@ class Spared:
     @property
     def flags(self) -> SparedFlag:
         """The value that goes with the key."""
-        return SparedFlag.CHILDREN if self.children else SparedFlag(0)
+        flags = SparedFlag.CHILDREN if self.children else SparedFlag(0)
+        return flags | (SparedFlag.ROOTS if self.roots else SparedFlag(0))
 
 
 def never_list(
@@ -123,10 +128,18 @@ def never_list(
     found = [Spared(who, "without it nothing can be taken back", process=key) for who, key in processes]
     seen: set[Place] = set()
     for path, reason in DEFAULTS.items():
-        place = None if path in settings.unspare else resolve(path)
+        place = None if path in settings.unspare else _found(path, resolve)
         if place is not None and place not in seen:
             seen.add(place)
-            found.append(Spared(path, f"by default: {reason}", place, children=reason is _PACKAGES))
+            found.append(
+                Spared(
+                    path,
+                    f"by default: {reason}",
+                    place,
+                    children=reason is _PACKAGES,
+                    roots=reason is not _BUS,
+                )
+            )
     for path in settings.spare:
         place = resolve(path)
         if place is None or place not in seen:
@@ -134,6 +147,14 @@ def never_list(
             found.append(Spared(path, f"{at}: never add", place))
             seen |= {place} if place is not None else set()
     return tuple(found)
+
+
+def _found(path: str, resolve: Resolve) -> Place | None:
+    """Return where a default is; None also where files can't be told apart."""
+    try:
+        return resolve(path)
+    except HostError:
+        return None
 
 
 def missing(spared: Sequence[Spared]) -> tuple[Spared, ...]:

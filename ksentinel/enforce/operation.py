@@ -28,6 +28,8 @@ class Operation:
         Name of the system call that the thread is in; empty for any that has none.
     io_uring
         The thread works for io_uring, or has entered it.
+    ring
+        The thread has a ring of its own: the operation may be the ring's, whatever call the thread is in.
     names
         Paths by subject, as in `ksentinel.rules.hooks.Seen`; None where there is none. ``image`` is ``executed`` and
         ``asked`` where it isn't given.
@@ -52,6 +54,7 @@ class Operation:
     hook: Hook
     call: str = ""
     io_uring: bool = False
+    ring: bool = False
     names: Names = field(default_factory=dict)
     numbers: Mapping[str, int | None] = field(default_factory=dict)
     address: str | None = None

@@ -11,6 +11,7 @@ from ksentinel.errors import HostError
 
 _GONE = {errno.ENOENT, errno.ENOTDIR}
 _MINOR_BITS = 20
+_AMBIGUOUS = frozenset({"btrfs", "bcachefs"})
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -67,13 +68,19 @@ def resolve(
         )
         # Kernels before 5.14 don't tell the inode there.
         inode = int(told["ino"]) if "ino" in told else os.fstat(descriptor).st_ino
-        device = _device(int(told["mnt_id"]), mountinfo)
+        device, kind = _mount(int(told["mnt_id"]), mountinfo)
     except (OSError, KeyError, ValueError) as error:
         raise HostError(f"can't tell which mount {path} is on: {error}", remedy="mount /proc") from error
     finally:
         os.close(descriptor)
     if device is None:
         raise HostError("is on a mount that isn't in this namespace", at=path, remedy="name another")
+    if kind in _AMBIGUOUS:
+        raise HostError(
+            f"is on {kind}, where files of different subvolumes have the same number: guards can't tell them apart",
+            at=path,
+            remedy="name it in a rule, by its path",
+        )
     return Place(device, inode)
 
 
@@ -81,17 +88,20 @@ def chain(path: str, find: Resolve = resolve) -> tuple[Place, ...]:
     """
     Return the place of *path*, after links, and of each directory above it, the nearest first; empty if nothing is there.
 
-    A directory that something is mounted on is the mounted one; the kernel passes by the other, too.
+    A directory that something is mounted on is the mounted one; the kernel passes by the other, too, and by what lies above a part
+    of a file system that is mounted by itself.
     """
     real = Path(os.path.realpath(path))
     found = [find(str(one)) for one in (real, *real.parents)]
     return tuple(place for place in found if place is not None) if found[0] is not None else ()
 
 
-def _device(mount: int, mountinfo: Path) -> int | None:
+def _mount(mount: int, mountinfo: Path) -> tuple[int | None, str]:
+    """Return device and kind of the file system at a mount."""
     for line in mountinfo.read_bytes().splitlines():
         number, _, device = line.split(b" ", 3)[:3]
         if int(number) == mount:
             major, minor = device.split(b":")
-            return int(major) << _MINOR_BITS | int(minor)
-    return None
+            kind = line.partition(b" - ")[2].partition(b" ")[0].decode("ascii", "replace")
+            return int(major) << _MINOR_BITS | int(minor), kind
+    return None, ""

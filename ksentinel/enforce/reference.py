@@ -137,10 +137,9 @@ def speaks(compiled: Compiled, rule: GuardRule, operation: Operation) -> bool:
 
 
 def _guard_speaks(guard: Guard, operation: Operation, *, closed: bool) -> bool:
-    called = operation.call in guard.calls and not operation.io_uring
-    if operation.io_uring:
-        called = not OF_IO_URING.isdisjoint(guard.calls)
-    if guard.hook != operation.hook.name.lower() or not called:
+    by_call = operation.call in guard.calls and not operation.io_uring
+    by_ring = (operation.io_uring or operation.ring) and not OF_IO_URING.isdisjoint(guard.calls)
+    if guard.hook != operation.hook.name.lower() or not (by_call or by_ring):
         return False
     return any(all(_holds(literal, operation, closed=closed) for literal in way) for way in guard.ways)
 

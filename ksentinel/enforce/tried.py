@@ -14,6 +14,7 @@ from ksentinel.bpf.guard_abi import Hook, Trait
 from ksentinel.enforce.compiled import Compiled
 from ksentinel.enforce.operation import Operation
 from ksentinel.enforce.places import Place, Resolve
+from ksentinel.errors import HostError
 from ksentinel.event import Event, ExecEvent, HookEvent, Outcome, SyscallEvent
 from ksentinel.rules.hooks import EXEC, Seen, seen
 
@@ -41,7 +42,7 @@ def operations(event: Event, compiled: Compiled, find: Resolve | None = None) ->
         if event.outcome is not Outcome.DENIED or not isinstance(operation, ExecEvent):
             return
         event = operation
-    places = compiled.where.get if find is None else find
+    places = compiled.where.get if find is None else _careful(find)
     doer = event.process.was if isinstance(event, ExecEvent) else event.process.exe
     for at in seen(event, anomalous=True):
         asked = replace(
@@ -57,6 +58,18 @@ def operations(event: Event, compiled: Compiled, find: Resolve | None = None) ->
             # A path is told by the hook of unix sockets alone.
             path = "" if event.address is None else event.address.path
             yield replace(asked.at(Hook.UNIX_STREAM_CONNECT), names={**at.names, "path": (path or None,)})
+
+
+def _careful(find: Resolve) -> Resolve:
+    """Return what finds files, and takes those that can't be looked at for none: whoever is watched chose these names."""
+
+    def found(path: str) -> Place | None:
+        try:
+            return find(path)
+        except HostError:
+            return None
+
+    return found
 
 
 def _files(at: Seen, places: Resolve) -> Iterator[tuple[Place, ...]]:

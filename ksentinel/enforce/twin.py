@@ -95,7 +95,8 @@ class Twin:
         if operation.io_uring:
             return IO_URING
         tokens = tokens_of(operation.call, self.arch)
-        return self.calls.get(tokens[0], ANY_CALL) if tokens else ANY_CALL
+        bits = self.calls.get(tokens[0], ANY_CALL) if tokens else ANY_CALL
+        return bits | IO_URING if operation.ring else bits
 
     def facts(self, operation: Operation, word: Word) -> tuple[int, int]:
         """Return the bits of a word that hold, and those that are known."""

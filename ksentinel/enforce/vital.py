@@ -162,6 +162,20 @@ class _Made:
                 Hook.SOCKET_LISTEN, "listen", names=names, numbers=numbers, traits=Trait.UNIX, who=place
             ),
         )
+        socket = self.own.socket
+        yield Vital(
+            "ksentinel's command line asks it to let go",
+            Operation(
+                Hook.UNIX_STREAM_CONNECT,
+                "connect",
+                names=names | {"path": (socket,), "target": (socket,)},
+                numbers=numbers,
+                traits=Trait.UNIX,
+                files=(self.chain(socket),),
+                who=place,
+                anomalous=False,
+            ),
+        )
         for cmd in range(40):
             yield Vital(
                 f"{who} changes its guards",

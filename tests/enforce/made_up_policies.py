@@ -229,6 +229,7 @@ def operations(draw, hooks=tuple(Hook)[1:]):
         hook,
         draw(st.sampled_from([*calls, *CALLS])),
         io_uring=draw(st.integers(0, 4)) == 0,
+        ring=draw(st.booleans()),
         names=names,
         numbers={one.name.lower(): draw(numbers) for one in Number if draw(st.booleans())},
         address=draw(st.one_of(st.none(), st.sampled_from(ADDRESSES))),

@@ -15,14 +15,14 @@ THERE = {"/usr/sbin/sshd": Place(1, 10), "/usr/bin/dpkg": Place(1, 11), "/usr/bi
 
 
 def test_defaults():
-    """Of the defaults those that are there; what package managers start, too."""
+    """Of the defaults those that are there, as root's; what package managers start, too."""
     found = {one.who: one for one in never_list(Settings(), THERE.get)}
 
     assert set(found) == set(THERE)
     assert {who: one.flags for who, one in found.items()} == {
-        "/usr/sbin/sshd": SparedFlag(0),
-        "/usr/bin/dpkg": SparedFlag.CHILDREN,
-        "/usr/bin/apt": SparedFlag.CHILDREN,
+        "/usr/sbin/sshd": SparedFlag.ROOTS,
+        "/usr/bin/dpkg": SparedFlag.CHILDREN | SparedFlag.ROOTS,
+        "/usr/bin/apt": SparedFlag.CHILDREN | SparedFlag.ROOTS,
     }
     assert all(one.why.startswith("by default: ") for one in found.values())
 

@@ -284,3 +284,23 @@ def test_io_uring():
         at = Operation(Hook.FILE_OPEN, "io_uring_enter", io_uring=True, names={"program": ("/usr/bin/sh",)})
 
         assert [decide(policy, at) is not None, Twin(policy).decide(at) is not None] == [answer, answer]
+
+
+@pytest.mark.parametrize(
+    ("calls", "call", "ring", "answer"),
+    [
+        (("openat",), "nanosleep", False, False),
+        (("openat",), "nanosleep", True, True),
+        (("openat",), "openat", True, True),
+        (("creat",), "nanosleep", True, False),
+        (("creat",), "creat", True, True),
+    ],
+)
+def test_ring(calls, call, ring, answer):
+    """Who has a ring may be at its work in any call: both count."""
+    policy = compiled(
+        [derived([Guard("file_open", calls, ((Literal(Names("program", ("/usr/bin/sh",))),),))])]
+    )
+    at = Operation(Hook.FILE_OPEN, call, ring=ring, names={"program": ("/usr/bin/sh",)})
+
+    assert [decide(policy, at) is not None, Twin(policy).decide(at) is not None] == [answer, answer]

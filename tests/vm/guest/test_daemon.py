@@ -183,14 +183,3 @@ def test_hold(start):
     assert done.returncode == 0, done.stderr
     assert readable(daemon.folder / "secret/one"), done.stderr
     assert list(mine.glob("ksentinel/*")) == []
-
-
-def test_open(start):
-    """Killed, its guards end with it."""
-    daemon = start("--mode", "enforce")
-    daemon.wait("verified: enforce")
-    before = readable(daemon.folder / "secret/one")
-    daemon.end(signal.SIGKILL)
-
-    assert not before
-    assert readable(daemon.folder / "secret/one")
