@@ -79,7 +79,7 @@ NO_ROOT = "Name: x\nCapEff: 0000000000000000\n"
 
 def checks(*failing):
     """Return what a host can do, but for these."""
-    return lambda: iter(
+    return lambda **_: iter(
         [support.Support("kernel", True, "Linux", "", (support.MONITOR, support.ENFORCE)), *failing]
     )
 
