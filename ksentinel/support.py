@@ -55,8 +55,15 @@ class Support:
     needed_for: tuple[str, ...] = ()
 
 
-def examine(root: Path = Path("/")) -> Iterator[Support]:
-    """Yield every check of this host."""
+def examine(root: Path = Path("/"), *, load: bool = True) -> Iterator[Support]:
+    """
+    Yield every check of this host.
+
+    Parameters
+    ----------
+    load
+        Also load the collector, which takes seconds: not for who is about to do that anyway.
+    """
     yield kernel()
     yield capabilities(root)
     yield pid_namespace(root)
@@ -66,7 +73,8 @@ def examine(root: Path = Path("/")) -> Iterator[Support]:
     yield program(probe.ITER, _tried(probe.try_program, probe.ITER), (MONITOR, ENFORCE))
     yield program(probe.TP_BTF, _tried(probe.try_program, probe.TP_BTF), (ENFORCE,))
     yield ring_buffer(_tried(lambda _: probe.try_ring_buffer(), probe.RAW_TP))
-    yield collector()
+    if load:
+        yield collector()
     yield cgroups(root)
     active = active_lsms(root)
     yield bpf_lsm(active)

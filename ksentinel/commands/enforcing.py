@@ -61,7 +61,7 @@ _TRIES = 5
 
 def preflight() -> HostError | None:
     """Return why guards can't stand on this host, with the remedy, as `doctor` says; None if they can. Takes a moment."""
-    for check in support.examine():
+    for check in support.examine(load=False):
         if not check.ok and support.ENFORCE in check.needed_for:
             return HostError(
                 f"nothing can be enforced here: {check.name}: {check.reason}", remedy=check.remedy
@@ -461,8 +461,8 @@ def _pinning(
         mine.folder.mkdir(mode=0o700)
 
         def end(kind: type[BaseException] | None, error: object, _trace: object) -> None:
-            # What wasn't asked to end is what guards that hold are for.
-            if kind is None or not hold or issubclass(kind, KeyboardInterrupt):
+            # What wasn't asked to end is what guards that hold are for; at the start there may be none yet.
+            if kind is None or not mine.holds or issubclass(kind, KeyboardInterrupt):
                 _unpin(mine)
             else:
                 tell(f"guards stay, for {config.enforce.hold_seconds:g} s or until the next start ({error})")
