@@ -96,6 +96,8 @@ def guards(standing):
     standing.guards.mode = Mode.ENFORCE
     yield standing
     standing.guards.mode = Mode.OFF
+    standing.guards.most = None
+    standing.guards.hold(two_key_ns=0, all_ns=0)
     standing.guards.cgroup_modes({})
     standing.guards.spare(())
     standing.guards.release(on=False)
