@@ -85,6 +85,7 @@ def environment(setup: Setup, host: Mapping[str, str], columns: int, root: Path 
         "COLUMNS": str(columns),
         "KSENTINEL_KERNEL": setup.kernel.version,
         "KSENTINEL_LSM": setup.lsm,
+        "KSENTINEL_FULL": host.get("KSENTINEL_FULL", ""),
         "REPOSITORY": str(root),
         "PYTHON": sys.executable,
         "RESULTS": RESULTS,
