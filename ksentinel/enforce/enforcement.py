@@ -331,6 +331,7 @@ class Enforcement:
             self.tell("NOT VERIFIED: it has ended before anything was proven")
         self.mailbox.close()
         self.canary.stop()
+        self.reading.set()
         self.due.set()
 
     def fail(self, error: KsentinelError) -> None:
