@@ -315,6 +315,7 @@ class Enforcement:
         with self._exchanging:
             state = self._state
             state.changes = dict(self.world.changes())
+            state.told |= {self.wanted.refused} - {""}  # by whoever accepted it
             self._spare(state.settings)
             state.numbers = self._numbers(state.cgroups)
             self.guards.cgroup_modes(state.numbers)
@@ -340,6 +341,7 @@ class Enforcement:
             return
         with self._lock:
             self.failure = self.failure or error
+            self._state.told.add(self.failure.what)  # by whoever ends for it
         with suppress(Exception):  # it may be what has failed
             self._settle()
 
@@ -556,6 +558,7 @@ class Enforcement:
             return False
         if self.wanted.degrade:
             state.degraded = why
+            state.told.add(why)
             self.tell(f"DEGRADED to permissive: {why}")
             return True
         self.fail(HostError(why, remedy="see docs/enforcement.md; --degrade goes on permissive instead"))
@@ -569,11 +572,14 @@ class Enforcement:
         return least(max(modes, key=lambda mode: mode.rank), self.guards.most)
 
     def _tell_verified(self, proof: Proof) -> None:
-        hooks = len(proof.results)
         if proof.mode is Mode.OFF:
             self.tell("enforcement is off")
-        else:
-            self.tell(f"verified: {proof.mode} at {hooks} hook{'' if hooks == 1 else 's'}")
+            return
+        hooks = len(proof.results) - len(proof.unproven)
+        rest = f"; nobody can prove it here at {', '.join(hook.name.lower() for hook in proof.unproven)}"
+        self.tell(
+            f"verified: {proof.mode} at {hooks} hook{'' if hooks == 1 else 's'}{rest if proof.unproven else ''}"
+        )
 
     # Meanwhile
 
@@ -617,12 +623,16 @@ class Enforcement:
 
     def _take_back(self) -> None:
         """Have rules that the breaker has taken back no more than permissive."""
-        if not self._tripped:
+        # A heartbeat waits for no policy that is being compiled: the next one will do.
+        if not self._tripped or not self._exchanging.acquire(blocking=False):
             return
-        with self._exchanging:
+        try:
             with self._lock:
                 trips, self._tripped = self._tripped, []
             self._use(self._state.compiled)
+        finally:
+            self._exchanging.release()
+        self.due.set()
         for trip in trips:
             self.tell(f"BREAKER: {printable(trip.words(), 2000)}")
 
@@ -850,8 +860,11 @@ class Enforcement:
         with self._lock:
             state.compiled = compiled
             for rule in fresh & state.changes.keys():
-                state.changes[rule] = replace(state.changes[rule], taken_back="")
-                self.breaker.trips.pop(rule, None)
+                state.changes[rule] = replace(
+                    state.changes[rule], taken_back="", since_ns=self.world.now_ns()
+                )
+                state.armed.discard(rule)
+                self._changed = True
             self._note()
         self._tell_missing(compiled)
 
