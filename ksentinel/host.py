@@ -582,10 +582,8 @@ def control(
         return {"released": False, "lifted": enforcing.lift(asked_for.pid)}
 
     def confirm(_arguments: Any, peer: Any) -> dict[str, Any]:
-        from ksentinel.commands.enforcing import login_of
-
         # Whose login it is the kernel says: who asks could name anybody's.
-        login = login_of(peer.pid) if peer.pid else None
+        login = enforcing.world.login(peer.pid) if peer.pid else None
         if login is None:
             raise UsageError(
                 "nobody is seen who confirms it", remedy="confirm it from a login shell of this host"

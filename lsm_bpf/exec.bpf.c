@@ -25,7 +25,7 @@ static __always_inline int executed(__u32 hook, struct linux_binprm *bprm, __u32
                 desk->holds[KS_WORD_TRAITS] |= if_script;
         traits_of(desk, file->f_inode);
         number_is(desk, KS_NUMBER_EUID, BPF_CORE_READ(bprm, cred, euid.val));
-        file_is(desk, 0, file->f_path.mnt, file->f_path.dentry);
+        file_is(desk, policy, 0, file->f_path.mnt, file->f_path.dentry);
         desk->asked = (__u64)bprm->filename;
         return decide(desk, policy, task, CONFINED);
 }
@@ -61,7 +61,7 @@ int on_mmap_file(__u64 *ctx)
                 return 0;
         desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_MAPPED;
         traits_of(desk, file->f_inode);
-        file_is(desk, 0, file->f_path.mnt, file->f_path.dentry);
+        file_is(desk, policy, 0, file->f_path.mnt, file->f_path.dentry);
         REFUSE_IF(decide(desk, policy, task, FREE));
         return 0;
 }

@@ -40,7 +40,7 @@ int on_file_open(__u64 *ctx)
         desk->holds[KS_WORD_TRAITS] |= traits;
         traits_of(desk, file->f_inode);
         number_is(desk, KS_NUMBER_FLAGS, flags);
-        file_is(desk, 0, file->f_path.mnt, file->f_path.dentry);
+        file_is(desk, policy, 0, file->f_path.mnt, file->f_path.dentry);
         REFUSE_IF(decide(desk, policy, task, traits & KS_TRAIT_WRITE ? CONFINED : FREE));
         return 0;
 }
@@ -56,7 +56,7 @@ static __always_inline int in_directory(__u32 hook, const struct path *dir, stru
                 return 0;
         tell_flags(desk, task);
         traits_of(desk, dentry->d_inode);
-        file_is(desk, 0, dir->mnt, dentry);
+        file_is(desk, policy, 0, dir->mnt, dentry);
         desk->first_unseen = hook == KS_HOOK_PATH_SYMLINK; /* what the link says */
         return decide(desk, policy, task, CONFINED);
 }
@@ -88,8 +88,8 @@ int on_path_rename(__u64 *ctx)
                 return 0;
         tell_flags(desk, task);
         traits_of(desk, old_dentry->d_inode);
-        file_is(desk, 0, old_dir->mnt, old_dentry);
-        file_is(desk, 1, new_dir->mnt, new_dentry);
+        file_is(desk, policy, 0, old_dir->mnt, old_dentry);
+        file_is(desk, policy, 1, new_dir->mnt, new_dentry);
         REFUSE_IF(decide(desk, policy, task, CONFINED));
         return 0;
 }
@@ -107,8 +107,8 @@ int on_path_link(__u64 *ctx)
                 return 0;
         tell_flags(desk, task);
         traits_of(desk, old_dentry->d_inode);
-        file_is(desk, 0, new_dir->mnt, old_dentry); /* a link never leads from one mount to another */
-        file_is(desk, 1, new_dir->mnt, new_dentry);
+        file_is(desk, policy, 0, new_dir->mnt, old_dentry); /* a link never leads from one mount to another */
+        file_is(desk, policy, 1, new_dir->mnt, new_dentry);
         desk->first_unseen = 1;
         REFUSE_IF(decide(desk, policy, task, CONFINED));
         return 0;
@@ -130,7 +130,7 @@ static __always_inline int by_path(__u32 hook, const struct path *path, __u32 tr
                 number_is(desk, first, value);
         if (second < KS_NUMBERS_ASKED)
                 number_is(desk, second, value2);
-        file_is(desk, 0, path->mnt, path->dentry);
+        file_is(desk, policy, 0, path->mnt, path->dentry);
         return decide(desk, policy, task, CONFINED);
 }
 

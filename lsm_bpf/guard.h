@@ -33,6 +33,8 @@
 #define S_IFREG 0100000
 #define TMPFS_MAGIC 0x01021994
 #define CGROUP_LEVELS 16
+#define CLIMBED 16           /* steps */
+#define ROOTS 4              /* file systems mounted on each other at the root */
 #define PATH_BITS \
         ((1 << KS_WORD_IMAGE) | (1 << KS_WORD_EXECUTED) | (1 << KS_WORD_ASKED) | (1 << KS_WORD_TARGET) | \
          (1 << KS_WORD_PATH) | (1 << KS_WORD_PLACES))
@@ -79,7 +81,16 @@ static __always_inline struct thread *thread_now(struct task_struct *task)
 
 static __always_inline __u64 started(struct task_struct *task)
 {
-        return BPF_CORE_READ(task, group_leader, start_boottime) / START_STEP * START_STEP;
+        return task->group_leader->start_boottime / START_STEP * START_STEP;
+}
+
+/* The file that a process executes; NULL if it is one of the kernel's own threads. */
+static __always_inline struct inode *executable(struct task_struct *task)
+{
+        struct mm_struct *mm = task->mm;
+        struct file *exe = mm ? mm->exe_file : 0;
+
+        return exe ? exe->f_inode : 0;
 }
 
 /* Whether the thread is known to do another's work, or has entered the ring itself: then its registers say nothing. */
@@ -105,9 +116,9 @@ static __noinline int tell_call(struct desk *desk, struct task_struct *task)
         } else {
                 regs = (struct pt_regs *)bpf_task_pt_regs(task);
 #if defined(__TARGET_ARCH_x86)
-                number = BPF_CORE_READ(regs, orig_ax);
+                number = regs->orig_ax;
 #else
-                number = BPF_CORE_READ(regs, syscallno);
+                number = regs->syscallno;
 #endif
                 token = token_by_abi(number, is_compat(task) ? KS_TOKEN_COMPAT : 0);
                 desk->denial.token = token;
@@ -164,11 +175,46 @@ static __noinline __attribute__((unused)) int tell_flags(struct desk *desk, stru
         return 0;
 }
 
-static __always_inline void file_is(struct desk *desk, __u32 index, struct vfsmount *mnt, struct dentry *dentry)
+/* Whether the sieve has no place among a file and all that its file system has above it: what a hook is handed can be read at a tenth
+ * of what it takes elsewhere, and most files lie below no place. */
+static __noinline __attribute__((unused)) int climb(struct desk *desk, const struct ks_policy *policy, __u32 index,
+                                                    struct vfsmount *mnt, struct dentry *dentry)
+{
+        struct ks_place place = {};
+        struct dentry *parent;
+
+        if (!desk || !policy || index >= FILES)
+                return 0;
+        place.device = mnt->mnt_sb->s_dev;
+        desk->near = 0;
+        for (__u32 i = 0; i < CLIMBED; i++) {
+                place.inode = dentry->d_inode->i_ino; /* where there is none yet, 0 is read */
+                desk->near |= may_be_there(policy, &place);
+                parent = dentry->d_parent;
+                if (parent == dentry) {
+                        desk->clear[index] = !desk->near;
+                        break;
+                }
+                dentry = parent;
+        }
+        return 0;
+}
+
+static __always_inline void file_at(struct desk *desk, __u32 index, struct vfsmount *mnt, struct dentry *dentry)
 {
         desk->mnt[index] = (__u64)mnt;
         desk->dentry[index] = (__u64)dentry;
+        desk->clear[index] = 0;
         desk->files = index + 1;
+}
+
+/* The same of pointers that the verifier knows. */
+static __always_inline void file_is(struct desk *desk, const struct ks_policy *policy, __u32 index, struct vfsmount *mnt,
+                                    struct dentry *dentry)
+{
+        file_at(desk, index, mnt, dentry);
+        if (desk->with_places)
+                climb(desk, policy, index, mnt, dentry);
 }
 
 static __always_inline void traits_of(struct desk *desk, const struct inode *inode)
@@ -226,15 +272,25 @@ static long try_number(__u32 index, struct trying *t)
         return 0;
 }
 
-static __always_inline void tell_numbers(struct desk *desk, const struct ks_policy *policy, const struct ks_hook_policy *at)
+static __always_inline void tell_numbers(struct desk *desk, const struct ks_policy *policy, const struct ks_hook_policy *at,
+                                         struct task_struct *task)
 {
         struct trying t = {.desk = desk, .policy = policy, .first = at->first_test, .end = at->first_test + at->tests};
-        __u64 *found;
 
+        if (at->tests && !(desk->denial.known & 1 << KS_NUMBER_EUID)) /* an execution knows the one that it leads to */
+                number_is(desk, KS_NUMBER_EUID, BPF_CORE_READ(task, cred, euid.val));
         if (at->tests)
                 bpf_loop(KS_NUMBER_TESTS, try_number, &t, 0);
-        if (!policy->networked || !desk->denial.addressed)
-                return;
+        desk->unasked = desk->denial.addressed ? policy->networked : 0;
+}
+
+static __noinline int tell_networks(struct desk *desk, const struct ks_policy *policy)
+{
+        __u64 *found;
+
+        if (!desk || !policy)
+                return 0;
+        desk->unasked = 0;
         desk->network.bits = 8 * (sizeof(__u32) + sizeof(desk->network.address));
         desk->network.epoch = policy->epoch;
         __builtin_memcpy(desk->network.address, desk->denial.address, sizeof(desk->network.address));
@@ -242,13 +298,13 @@ static __always_inline void tell_numbers(struct desk *desk, const struct ks_poli
         found = bpf_map_lookup_elem(&networks, &desk->network);
         if (found)
                 desk->holds[KS_WORD_NUMBERS] |= *found;
+        return 0;
 }
 
 static __noinline int tell_process(struct desk *desk, const struct ks_policy *policy, struct task_struct *task)
 {
         struct ks_process *process;
-        struct inode *inode = 0;
-        struct file *exe;
+        struct inode *inode;
 
         if (!desk || !policy)
                 return 0;
@@ -273,17 +329,15 @@ static __noinline int tell_process(struct desk *desk, const struct ks_policy *po
                 desk->known[KS_WORD_WHO] = ~0ULL;
                 desk->holds[KS_WORD_WHO] = process->named.who;
         } else {
-                exe = BPF_CORE_READ(task, mm, exe_file);
-                if (exe)
-                        inode = BPF_CORE_READ(exe, f_inode);
+                inode = executable(task);
                 if (inode) {
                         struct ks_place key = {.epoch = policy->epoch};
                         struct ks_places *found;
 
-                        key.inode = BPF_CORE_READ(inode, i_ino);
-                        key.device = BPF_CORE_READ(inode, i_sb, s_dev);
+                        key.inode = inode->i_ino;
+                        key.device = inode->i_sb->s_dev;
                         desk->known[KS_WORD_WHO] = ~0ULL;
-                        found = bpf_map_lookup_elem(&places, &key);
+                        found = may_be_there(policy, &key) ? bpf_map_lookup_elem(&places, &key) : 0;
                         if (found)
                                 desk->holds[KS_WORD_WHO] = found->who;
                 }
@@ -343,22 +397,36 @@ static __always_inline void path_word(struct desk *desk, const struct ks_policy 
         desk->holds[word] = desk->told.sets & known;
 }
 
+/* Whether the caller's root is everybody's. It may be mounted on others (an initramfs stays below), none of which adds a name. */
+static __noinline int at_root(struct task_struct *task)
+{
+        struct dentry *root = BPF_CORE_READ(task, fs, root.dentry);
+        struct mount *mnt, *up;
+
+        mnt = (void *)BPF_CORE_READ(task, fs, root.mnt) - bpf_core_field_offset(struct mount, mnt);
+        for (int i = 0; i < ROOTS; i++) {
+                if (root != BPF_CORE_READ(mnt, mnt.mnt_root))
+                        return 0;
+                up = BPF_CORE_READ(mnt, mnt_parent);
+                if (up == mnt)
+                        return 1;
+                root = BPF_CORE_READ(mnt, mnt_mountpoint);
+                mnt = up;
+        }
+        return 0;
+}
+
 /* The path that an execution was asked for by. It counts if it is absolute and the caller's root is everybody's. */
 static __noinline int tell_asked(struct desk *desk, const struct ks_policy *policy, struct task_struct *task)
 {
-        struct mount *mnt;
-        struct dentry *root;
         long len;
 
         if (!desk || !policy)
                 return 0;
         desk->told.sets = 0;
         desk->told.known = 0;
-        root = BPF_CORE_READ(task, fs, root.dentry);
-        mnt = (void *)BPF_CORE_READ(task, fs, root.mnt) - bpf_core_field_offset(struct mount, mnt);
         len = bpf_probe_read_kernel_str(desk->data, KS_TEXT, (void *)desk->asked);
-        if (len > 1 && len < KS_TEXT && desk->data[0] == '/' && root == BPF_CORE_READ(mnt, mnt.mnt_root) &&
-            mnt == BPF_CORE_READ(mnt, mnt_parent)) {
+        if (len > 1 && len < KS_TEXT && desk->data[0] == '/' && at_root(task)) {
                 __u32 begin = KS_TEXT - (len - 1), count = (len - 1) & (KS_TEXT - 1);
 
                 bpf_probe_read_kernel(&desk->text[begin & (KS_TEXT - 1)], count & (KS_TEXT - 1), desk->data);
@@ -383,7 +451,9 @@ static __noinline int tell_paths(struct desk *desk, const struct ks_policy *poli
         for (__u32 i = 0; i < FILES; i++) {
                 if (i >= desk->files)
                         break;
-                tell_file(desk, desk->mnt[i], desk->dentry[i], what | policy->kinds << KINDS_SHIFT, policy->epoch);
+                /* Text is read from the file on. */
+                tell_file(desk, policy, desk->mnt[i], desk->dentry[i],
+                          desk->clear[i] && !(what & TELL_SETS) ? what | TELL_BEYOND : what);
                 deep |= desk->told.too_deep;
                 desk->holds[KS_WORD_PLACES] |= desk->told.is;
                 path_word(desk, policy, KS_WORD_TARGET);
@@ -467,6 +537,16 @@ static __always_inline __u32 mode_of(struct desk *desk, __u32 named)
         return desk->now.most && named > desk->now.most ? desk->now.most : named;
 }
 
+/* The same of numbers, of which it is networks alone that may not have been asked yet. */
+static __always_inline __u64 weigh_numbers(struct desk *desk, const struct ks_way *way)
+{
+        __u64 need = way->need[KS_WORD_NUMBERS], forbid = way->forbid[KS_WORD_NUMBERS];
+        __u64 holds = desk->holds[KS_WORD_NUMBERS], known = desk->known[KS_WORD_NUMBERS];
+
+        desk->against |= ((need & ~holds) | (forbid & (holds | ~known))) & ~desk->unasked;
+        return (need | forbid) & desk->unasked;
+}
+
 /* What of a word speaks against a way; returns what of it has still to be found out. Without branches, and sums in memory: the
  * verifier would follow each word apart. */
 static __always_inline __u64 weigh(struct desk *desk, const struct ks_way *way, __u32 word)
@@ -492,19 +572,27 @@ static long try_way(__u32 index, struct trying *t)
         way = &t->policy->ways[at];
         if (!(way->calls & desk->call))
                 return 0;
-        desk->against = 0;
         /* What is known at once goes first: it settles most ways. */
-        weigh(desk, way, KS_WORD_TRAITS);
-        weigh(desk, way, KS_WORD_NUMBERS);
+        if ((way->need[KS_WORD_TRAITS] & ~desk->holds[KS_WORD_TRAITS]) |
+            (way->forbid[KS_WORD_TRAITS] & desk->holds[KS_WORD_TRAITS]))
+                return 0;
+        desk->against = 0;
+        desk->of_numbers = desk->of_process = desk->of_names = desk->of_places = 0;
+        if (way->flags & KS_WAY_OF_NUMBERS)
+                desk->of_numbers = weigh_numbers(desk, way);
+        if (way->flags & KS_WAY_OF_PLACES)
+                desk->of_places = weigh(desk, way, KS_WORD_PLACES);
         if (desk->against)
                 return 0;
-        desk->of_process = weigh(desk, way, KS_WORD_PROGRAM) | weigh(desk, way, KS_WORD_PARENT) |
-                           weigh(desk, way, KS_WORD_SERVICE) | weigh(desk, way, KS_WORD_ANCESTORS) |
-                           weigh(desk, way, KS_WORD_WHO);
-        desk->of_names = weigh(desk, way, KS_WORD_IMAGE) | weigh(desk, way, KS_WORD_EXECUTED) |
-                         weigh(desk, way, KS_WORD_ASKED) | weigh(desk, way, KS_WORD_TARGET) |
-                         weigh(desk, way, KS_WORD_PATH);
-        desk->of_places = weigh(desk, way, KS_WORD_PLACES);
+        if (way->flags & KS_WAY_OF_PROCESS)
+                desk->of_process = weigh(desk, way, KS_WORD_PROGRAM) | weigh(desk, way, KS_WORD_PARENT) |
+                                   weigh(desk, way, KS_WORD_SERVICE) | weigh(desk, way, KS_WORD_ANCESTORS);
+        if (way->flags & KS_WAY_OF_WHO)
+                desk->of_process |= weigh(desk, way, KS_WORD_WHO);
+        if (way->flags & KS_WAY_OF_NAMES)
+                desk->of_names = weigh(desk, way, KS_WORD_IMAGE) | weigh(desk, way, KS_WORD_EXECUTED) |
+                                 weigh(desk, way, KS_WORD_ASKED) | weigh(desk, way, KS_WORD_TARGET) |
+                                 weigh(desk, way, KS_WORD_PATH);
         if (desk->against)
                 return 0;
         if (way->flags & KS_WAY_ANOMALOUS) {
@@ -516,7 +604,8 @@ static long try_way(__u32 index, struct trying *t)
                         return 0;
                 }
         }
-        if (desk->of_process | desk->of_names | desk->of_places) {
+        if (desk->of_numbers | desk->of_process | desk->of_names | desk->of_places) {
+                desk->wanted_numbers |= desk->of_numbers;
                 desk->wanted_process |= desk->of_process;
                 desk->wanted_names |= desk->of_names;
                 desk->wanted_places |= desk->of_places;
@@ -526,7 +615,8 @@ static long try_way(__u32 index, struct trying *t)
         if (way->flags & KS_WAY_TAKEN_BACK && mode > KS_MODE_PERMISSIVE)
                 mode = KS_MODE_PERMISSIVE;
         rank = rank_of(mode, way->action);
-        if (rank > desk->best_rank) {
+        /* Ways are tried more than once, as more becomes known: the first of equals may speak after the others. */
+        if (rank > desk->best_rank || (rank == desk->best_rank && at < desk->best)) {
                 desk->best = at;
                 desk->best_rank = rank;
                 desk->best_mode = mode;
@@ -541,8 +631,10 @@ static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *poli
         if (!desk || !policy)
                 return 0;
         desk->wanted = 0;
-        desk->wanted_process = desk->wanted_names = desk->wanted_places = 0;
+        desk->wanted_numbers = desk->wanted_process = desk->wanted_names = desk->wanted_places = 0;
         bpf_loop(count, try_way, &t, 0);
+        if (desk->wanted_numbers)
+                desk->wanted |= 1 << KS_WORD_NUMBERS;
         if (desk->wanted_process)
                 desk->wanted |= PROCESS_BITS;
         if (desk->wanted_names)
@@ -561,17 +653,15 @@ static __noinline __u32 try_ways(struct desk *desk, const struct ks_policy *poli
 static __always_inline __u32 spared_executable(struct task_struct *task)
 {
         struct ks_spared key = {.kind = KS_SPARED_EXECUTABLE};
-        struct file *exe = BPF_CORE_READ(task, mm, exe_file);
-        struct inode *inode;
+        struct inode *inode = executable(task);
         __u32 *flags;
 
-        if (!exe || BPF_CORE_READ(task, real_cred, user_ns, level))
+        if (!inode || BPF_CORE_READ(task, real_cred, user_ns, level))
                 return 0;
-        inode = BPF_CORE_READ(exe, f_inode);
-        if (BPF_CORE_READ(inode, i_uid.val) || BPF_CORE_READ(inode, i_mode) & (S_IWGRP | S_IWOTH))
+        if (inode->i_uid.val || inode->i_mode & (S_IWGRP | S_IWOTH))
                 return 0;
-        key.a = BPF_CORE_READ(inode, i_sb, s_dev);
-        key.b = BPF_CORE_READ(inode, i_ino);
+        key.a = inode->i_sb->s_dev;
+        key.b = inode->i_ino;
         flags = bpf_map_lookup_elem(&spared, &key);
         return flags ? *flags | KS_SPARED_EXECUTED : 0;
 }
@@ -644,7 +734,7 @@ static __noinline int say(struct desk *desk, const struct ks_policy *policy, str
 
                 if (i >= desk->files)
                         break;
-                begin = tell_file(desk, desk->mnt[i], desk->dentry[i], TELL_TEXT, 0);
+                begin = tell_file(desk, policy, desk->mnt[i], desk->dentry[i], TELL_TEXT);
                 if (desk->told.too_deep)
                         desk->denial.flags |= KS_DENIAL_CUT;
                 begin = begin > KS_TEXT ? KS_TEXT : begin;
@@ -780,6 +870,7 @@ static __always_inline struct desk *begin_guard(__u32 hook, struct task_struct *
                 return 0;
         *policy = now;
         desk->hook = hook;
+        desk->with_places = !!(now->hooks[hook].words & 1 << KS_WORD_PLACES);
         desk->now = *sw;
         desk->mode = desk->now.mode;
         __builtin_memset(desk->holds, 0, sizeof(desk->holds));
@@ -818,17 +909,27 @@ static __noinline int decide(struct desk *desk, const struct ks_policy *policy, 
         count = policy->hooks[hook].count;
         /* A sentence that is only tried out must not stand before a way that is in earnest. */
         if (count && !(desk->sentenced && desk->sentence.mode == KS_MODE_ENFORCE)) {
+                __u32 ordinary = !(desk->holds[KS_WORD_TRAITS] & KS_TRAIT_CANARY);
+
                 COUNT(evaluated);
-                tell_numbers(desk, policy, &policy->hooks[hook]);
+                first += ordinary; /* the first one is the canary's */
+                count -= ordinary;
+                tell_numbers(desk, policy, &policy->hooks[hook], task);
                 /* From what costs little to what costs more, as long as some way may still speak. A path comes last. */
                 wanted = try_ways(desk, policy, first, count);
                 if (wanted & SCORES) {
                         tell_scores(desk, task);
                         wanted = try_ways(desk, policy, first, count);
                 }
+                if (wanted & 1 << KS_WORD_NUMBERS) {
+                        tell_networks(desk, policy);
+                        wanted = try_ways(desk, policy, first, count);
+                }
                 if (wanted & PROCESS_BITS && desk->untold & 1 << KS_WORD_PROGRAM) {
                         tell_process(desk, policy, task);
-                        wanted = try_ways(desk, policy, first, count);
+                        /* Places cost hardly more than to ask whether they are still wanted. */
+                        if (!(wanted & 1 << KS_WORD_PLACES) || wanted & NAME_BITS)
+                                wanted = try_ways(desk, policy, first, count);
                 }
                 if (wanted) {
                         tell_paths(desk, policy, task, wanted);

@@ -15,7 +15,7 @@ struct qstr { __u32 len; const unsigned char *name; };
 struct super_block { __u32 s_dev; unsigned long s_magic; };
 struct inode { unsigned short i_mode; kuid_t i_uid; unsigned int i_nlink; unsigned long i_ino; struct super_block *i_sb; };
 struct dentry { struct dentry *d_parent; struct qstr d_name; struct inode *d_inode; };
-struct vfsmount { struct dentry *mnt_root; };
+struct vfsmount { struct dentry *mnt_root; struct super_block *mnt_sb; };
 struct ns_common { __u64 ns_id; };
 struct mnt_namespace { struct ns_common ns; __u64 seq; }; /* seq until 6.17, ns_id since */
 struct mount {

@@ -381,6 +381,9 @@ struct ks_counters {
 #define KS_RANGES 8           /* of one comparison */
 #define KS_DEPTH 256          /* how many directories and mount points above a file are looked at */
 #define KS_SUFFIXES 4         /* names at a path's end that are compared */
+#define KS_SIEVE 1024         /* words of 64 bits: which places there may be */
+#define KS_SIEVE_FACTOR 0x9e3779b97f4a7c15
+#define KS_SIEVE_SHIFT 48
 
 /* Where a guard may stand: LSM hooks. The numbers are part of hook tokens: KS_TOKEN_HOOK + hook. */
 enum ks_hook {
@@ -491,8 +494,14 @@ enum ks_action {
 };
 
 enum ks_way_flag {
-        KS_WAY_ANOMALOUS = 1,  /* and only if the score is over its threshold */
-        KS_WAY_TAKEN_BACK = 2, /* no more than permissive, whoever says so */
+        KS_WAY_ANOMALOUS = 1 << 0,  /* and only if the score is over its threshold */
+        KS_WAY_TAKEN_BACK = 1 << 1, /* no more than permissive, whoever says so */
+        /* It asks for a word of these: for others nobody looks. */
+        KS_WAY_OF_NUMBERS = 1 << 2,
+        KS_WAY_OF_PROCESS = 1 << 3, /* program, parent, service, ancestors */
+        KS_WAY_OF_WHO = 1 << 4,
+        KS_WAY_OF_NAMES = 1 << 5,   /* image, executed, asked, target, path */
+        KS_WAY_OF_PLACES = 1 << 6,
 };
 
 /* One way for a rule to speak at a hook: all bits of need hold, none of forbid does, as far as they are known. */
@@ -536,6 +545,9 @@ struct ks_policy {
         __u32 unused;
         __u64 tested;         /* bits in KS_WORD_NUMBERS that number tests decide */
         __u64 networked;      /* ... that networks decide */
+        /* Of each place, whatever it is in, one bit is set: that number which the highest 16 bits of
+         * (inode ^ device << 32) * KS_SIEVE_FACTOR are. */
+        __u64 sieve[KS_SIEVE];
         struct ks_hook_policy hooks[KS_HOOKS];
         struct ks_number_test tests[KS_NUMBER_TESTS];
         struct ks_way ways[KS_WAYS];

@@ -24,6 +24,10 @@ struct told {
 struct ascent {
         __u64 mnt;
         __u64 dentry;
+        __u64 root;          /* of this mount */
+        __u64 up;            /* the mount that it is on; where */
+        __u64 mountpoint;
+        __u32 device;        /* of all that is mounted here */
         __u32 at;            /* where the text begins */
         __u32 epoch;
         __u32 steps;
@@ -58,14 +62,20 @@ struct desk {
         __u64 known[KS_WORDS];
         __u32 untold;        /* bits: words that nobody has looked for yet */
         __u32 wanted;        /* bits: such words that ways which may still speak ask for */
+        __u64 unasked;       /* of numbers: what networks decide, while nobody has asked them */
         __u64 against;       /* what speaks against the way being tried */
-        __u64 of_process;    /* ... and what of it has still to be found out */
+        __u64 of_numbers;    /* ... and what of it has still to be found out */
+        __u64 of_process;
         __u64 of_names;
         __u64 of_places;
-        __u64 wanted_process; /* the same of all ways that may still speak */
+        __u64 wanted_numbers; /* the same of all ways that may still speak */
+        __u64 wanted_process;
         __u64 wanted_names;
         __u64 wanted_places;
         __u32 untellable;    /* bits: words that can't be told, and the policy is closed */
+        __u32 with_places;   /* some way here asks for places */
+        __u32 near;          /* there may be one on the way up */
+        __u32 clear[FILES];  /* there is none in the file's own file system */
         __u32 files;
         __u32 first_unseen;  /* of two files only the second has a path at this hook */
         __u64 mnt[FILES];
@@ -294,25 +304,86 @@ static __always_inline int nowhere(struct mnt_namespace *ns)
 /* What changes from step to step stands in the desk: the verifier doesn't follow values there, and so is soon through. */
 struct working {
         struct desk *desk;
+        const struct ks_policy *policy;
 };
+
+/* Where a field lies behind another one. Both are constants to the verifier, and so is what follows from them. */
+#define BEHIND(type, first, field) (bpf_core_field_offset(type, field) - bpf_core_field_offset(type, first))
+
+/* Kernels have what is asked of a mount and of a name side by side: then one reading does. */
+static __always_inline void enter_mount(struct ascent *a, struct mount *mnt)
+{
+        __u64 found[4]; /* parent, mountpoint, root, super block */
+        struct super_block *block;
+
+        if (BEHIND(struct mount, mnt_parent, mnt_mountpoint) == 8 && BEHIND(struct mount, mnt_parent, mnt.mnt_root) == 16 &&
+            BEHIND(struct mount, mnt_parent, mnt.mnt_sb) == 24) {
+                bpf_probe_read_kernel(found, sizeof(found), (void *)mnt + bpf_core_field_offset(struct mount, mnt_parent));
+        } else {
+                found[0] = (__u64)BPF_CORE_READ(mnt, mnt_parent);
+                found[1] = (__u64)BPF_CORE_READ(mnt, mnt_mountpoint);
+                found[2] = (__u64)BPF_CORE_READ(mnt, mnt.mnt_root);
+                found[3] = (__u64)BPF_CORE_READ(mnt, mnt.mnt_sb);
+        }
+        a->mnt = (__u64)mnt;
+        a->up = found[0];
+        a->mountpoint = found[1];
+        a->root = found[2];
+        block = (void *)found[3];
+        a->device = BPF_CORE_READ(block, s_dev);
+}
+
+struct name_read {
+        __u64 parent;
+        __u32 hash;
+        __u32 len;
+        __u64 name;
+        __u64 inode;
+};
+
+static __always_inline void read_dentry(struct name_read *found, struct dentry *dentry)
+{
+        if (BEHIND(struct dentry, d_parent, d_name.len) == 12 && BEHIND(struct dentry, d_parent, d_name.name) == 16 &&
+            BEHIND(struct dentry, d_parent, d_inode) == 24) {
+                bpf_probe_read_kernel(found, sizeof(*found), (void *)dentry + bpf_core_field_offset(struct dentry, d_parent));
+        } else {
+                found->parent = (__u64)BPF_CORE_READ(dentry, d_parent);
+                found->len = BPF_CORE_READ(dentry, d_name.len);
+                found->name = (__u64)BPF_CORE_READ(dentry, d_name.name);
+                found->inode = (__u64)BPF_CORE_READ(dentry, d_inode);
+        }
+}
+
+/* Whether the places may have this one: nearly all that are asked for they don't, and a look at one bit is a tenth of a look-up. */
+static __always_inline int may_be_there(const struct ks_policy *policy, const struct ks_place *place)
+{
+        __u64 bit = (place->inode ^ (__u64)place->device << 32) * KS_SIEVE_FACTOR >> KS_SIEVE_SHIFT;
+        __u32 at = bit >> 6;
+
+        __asm__ volatile("" : "+r"(at)); /* the mask has to stay: 6.1 follows no shifts */
+        at &= KS_SIEVE - 1;
+        return policy->sieve[at] >> (bit & 63) & 1;
+}
 
 static long ascend(__u32 index __attribute__((unused)), struct working *w)
 {
         struct desk *desk = w->desk;
         struct ascent *a = &desk->ascent;
-        struct dentry *dentry = (void *)a->dentry, *parent;
+        struct dentry *dentry = (void *)a->dentry;
         struct mount *mnt = (void *)a->mnt;
+        struct name_read read = {};
 
+        read_dentry(&read, dentry);
         if (a->with_places) {
-                struct inode *inode = BPF_CORE_READ(dentry, d_inode);
+                struct inode *inode = (void *)read.inode;
 
                 if (inode) {
                         struct ks_place key = {.epoch = a->epoch};
                         struct ks_places *found;
 
                         key.inode = BPF_CORE_READ(inode, i_ino);
-                        key.device = BPF_CORE_READ(inode, i_sb, s_dev);
-                        found = bpf_map_lookup_elem(&places, &key);
+                        key.device = a->device;
+                        found = may_be_there(w->policy, &key) ? bpf_map_lookup_elem(&places, &key) : 0;
                         if (found) {
                                 desk->told.is |= found->under;
                                 if (!a->steps) {
@@ -320,47 +391,45 @@ static long ascend(__u32 index __attribute__((unused)), struct working *w)
                                         desk->told.who |= found->who;
                                 }
                         }
+                        a->steps++; /* a name that isn't there yet stands for the directory that it comes into */
                 }
         }
-        a->steps++;
-        parent = BPF_CORE_READ(dentry, d_parent);
-        if (a->beyond || dentry == BPF_CORE_READ(mnt, mnt.mnt_root)) {
-                struct mount *up;
+        if (a->beyond || (__u64)dentry == a->root) {
+                __u64 up = a->up;
 
                 /* Only a part may be mounted here: what lies above it is no part of the path, but the file is below it all the
                  * same. Otherwise a bind mount of a directory's subdirectory would lead past the directory. */
-                if (a->with_places && dentry != parent) {
+                if (a->with_places && (__u64)dentry != read.parent) {
                         a->beyond = 1;
-                        a->dentry = (__u64)parent;
+                        a->dentry = read.parent;
                         return 0;
                 }
                 a->beyond = 0;
-                up = BPF_CORE_READ(mnt, mnt_parent);
-                if (up == mnt || !up) {
+                if (up == a->mnt || !up) {
                         a->done = 1;
                         a->adrift = nowhere(BPF_CORE_READ(mnt, mnt_ns));
                         return 1;
                 }
-                a->dentry = (__u64)BPF_CORE_READ(mnt, mnt_mountpoint);
-                a->mnt = (__u64)up;
+                a->dentry = a->mountpoint;
+                enter_mount(a, (void *)up);
                 return 0;
         }
-        if (dentry == parent) { /* no tree above: a memfd */
+        if ((__u64)dentry == read.parent) { /* no tree above: a memfd */
                 a->done = a->adrift = 1;
                 return 1;
         }
         if (a->with_text) {
-                __u32 len = BPF_CORE_READ(dentry, d_name.len) & (KS_NAME - 1), at = a->at;
+                __u32 len = read.len & (KS_NAME - 1), at = a->at;
 
                 if (at < len + 1)
                         return 1; /* longer than a path may be */
                 at -= len;
-                bpf_probe_read_kernel(&desk->text[at & (KS_TEXT - 1)], len, BPF_CORE_READ(dentry, d_name.name));
+                bpf_probe_read_kernel(&desk->text[at & (KS_TEXT - 1)], len, (void *)read.name);
                 at--;
                 desk->text[at & (KS_TEXT - 1)] = '/';
                 a->at = at;
         }
-        a->dentry = (__u64)parent;
+        a->dentry = read.parent;
         return 0;
 }
 
@@ -446,7 +515,7 @@ static __always_inline void find_beginning(struct desk *desk, __u32 begin, __u32
 static __noinline int read_path(struct desk *desk, __u32 begin, __u32 epoch, __u32 kinds)
 {
         struct ks_config *cfg = bpf_map_lookup_elem(&config, &zero);
-        struct working w = {desk};
+        struct working w = {.desk = desk};
         struct spelling *r;
 
         if (!cfg || !desk || begin >= KS_TEXT)
@@ -474,27 +543,34 @@ enum telling {
         TELL_TEXT = 1,       /* leave the path in the text */
         TELL_SETS = 2,       /* ... and find the sets of names that it is in */
         TELL_PLACES = 4,
-        KINDS_SHIFT = 8,
+        TELL_BEYOND = 8,     /* places: begin where its file system is mounted */
 };
 
-/* What is to be said of a file: into desk->told. Returns where its text begins. With what, enum telling, come the kinds of names
- * that are in use. */
-static __noinline __u32 tell_file(struct desk *desk, __u64 vfsmnt, __u64 dentry, __u32 what, __u32 epoch)
+/* What is to be said of a file, enum telling: into desk->told. Returns where its text begins. */
+static __noinline __u32 tell_file(struct desk *desk, const struct ks_policy *policy, __u64 vfsmnt, __u64 dentry, __u32 what)
 {
-        struct working w = {desk};
+        struct working w = {.desk = desk, .policy = policy};
         struct ascent *a;
         struct inode *inode;
 
-        if (!desk)
+        if (!desk || !policy)
                 return KS_TEXT;
         desk->told.sets = desk->told.is = desk->told.who = 0;
         desk->told.known = desk->told.too_deep = 0;
         a = &desk->ascent;
-        a->mnt = vfsmnt - bpf_core_field_offset(struct mount, mnt);
+        enter_mount(a, (void *)vfsmnt - bpf_core_field_offset(struct mount, mnt));
         a->dentry = dentry;
+        a->steps = 0;
+        if (what & TELL_BEYOND) {
+                if (!a->up || a->up == a->mnt)
+                        return KS_TEXT; /* nothing is above */
+                a->steps = 1;
+                a->dentry = a->mountpoint;
+                enter_mount(a, (void *)a->up);
+        }
         a->at = KS_TEXT;
-        a->epoch = epoch;
-        a->steps = a->done = a->adrift = a->beyond = 0;
+        a->epoch = policy->epoch;
+        a->done = a->adrift = a->beyond = 0;
         a->with_text = what & (TELL_TEXT | TELL_SETS);
         a->with_places = what & TELL_PLACES;
         bpf_loop(KS_DEPTH, ascend, &w, 0);
@@ -506,9 +582,11 @@ static __noinline __u32 tell_file(struct desk *desk, __u64 vfsmnt, __u64 dentry,
                 desk->text[KS_TEXT - 1] = '/';
                 a->at = KS_TEXT - 1;
         }
+        if (!(what & TELL_SETS) || !a->done || a->adrift)
+                return a->at;
         inode = BPF_CORE_READ((struct dentry *)dentry, d_inode);
-        if (what & TELL_SETS && a->done && !a->adrift && !(inode && !BPF_CORE_READ(inode, i_nlink)))
-                read_path(desk, a->at, epoch, what >> KINDS_SHIFT);
+        if (!(inode && !BPF_CORE_READ(inode, i_nlink)))
+                read_path(desk, a->at, policy->epoch, policy->kinds);
         return a->at;
 }
 
@@ -543,8 +621,7 @@ static __noinline __attribute__((unused)) int name_program(struct ks_process *pr
         desk = sit_down();
         if (!desk)
                 return 0;
-        tell_file(desk, (__u64)BPF_CORE_READ(exe, f_path.mnt), (__u64)BPF_CORE_READ(exe, f_path.dentry),
-                  TELL_SETS | policy->kinds << KINDS_SHIFT, policy->epoch);
+        tell_file(desk, policy, (__u64)BPF_CORE_READ(exe, f_path.mnt), (__u64)BPF_CORE_READ(exe, f_path.dentry), TELL_SETS);
         process->named.program = desk->told.sets;
         process->named.known[0] = desk->told.known;
         stand_up(desk);

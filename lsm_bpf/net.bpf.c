@@ -144,7 +144,7 @@ static __always_inline int to_unix(__u32 hook, struct sock *other)
         desk->holds[KS_WORD_TRAITS] |= KS_TRAIT_UNIX;
         dentry = BPF_CORE_READ((struct unix_sock *)other, path.dentry);
         if (dentry)
-                file_is(desk, 0, BPF_CORE_READ((struct unix_sock *)other, path.mnt), dentry);
+                file_at(desk, 0, BPF_CORE_READ((struct unix_sock *)other, path.mnt), dentry);
         return decide(desk, policy, task, CONFINED);
 }
 

@@ -50,7 +50,7 @@ static __always_inline int by_kernel(__u32 hook, __u32 trait, struct file *file)
         desk->holds[KS_WORD_TRAITS] |= trait;
         if (file) {
                 traits_of(desk, file->f_inode);
-                file_is(desk, 0, file->f_path.mnt, file->f_path.dentry);
+                file_is(desk, policy, 0, file->f_path.mnt, file->f_path.dentry);
         }
         return decide(desk, policy, task, FREE);
 }
@@ -183,10 +183,10 @@ static __always_inline int about_mount(__u32 hook, const struct path *from, cons
         if (flagged)
                 number_is(desk, KS_NUMBER_FLAGS, flags);
         if (from) {
-                file_is(desk, 0, from->mnt, from->dentry);
-                file_is(desk, 1, to->mnt, to->dentry);
+                file_is(desk, policy, 0, from->mnt, from->dentry);
+                file_is(desk, policy, 1, to->mnt, to->dentry);
         } else {
-                file_is(desk, 0, to->mnt, to->dentry);
+                file_is(desk, policy, 0, to->mnt, to->dentry);
         }
         desk->first_unseen = hook != KS_HOOK_SB_UMOUNT; /* what is mounted may be a device, or nothing */
         return decide(desk, policy, task, FREE);
@@ -217,7 +217,7 @@ int on_sb_umount(__u64 *ctx)
         if (!desk)
                 return 0;
         number_is(desk, KS_NUMBER_FLAGS, ctx[1]);
-        file_is(desk, 0, mnt, mnt->mnt_root);
+        file_is(desk, policy, 0, mnt, mnt->mnt_root);
         REFUSE_IF(decide(desk, policy, task, FREE));
         return 0;
 }

@@ -21,6 +21,10 @@ DEPTH = 256
 """How many directories and mount points above a file are looked at."""
 SUFFIXES = 4
 """Names at a path's end that are compared."""
+SIEVE = 1024
+"""Words of 64 bits: which places there may be."""
+SIEVE_FACTOR = 0x9E3779B97F4A7C15
+SIEVE_SHIFT = 48
 
 
 class Hook(IntEnum):
@@ -152,6 +156,21 @@ class WayFlag(IntFlag):
 
     ANOMALOUS = 1
     TAKEN_BACK = 2
+    OF_NUMBERS = 4
+    OF_PROCESS = 8
+    OF_WHO = 16
+    OF_NAMES = 32
+    OF_PLACES = 64
+
+
+ASKED = {
+    WayFlag.OF_NUMBERS: (Word.NUMBERS,),
+    WayFlag.OF_PROCESS: (Word.PROGRAM, Word.PARENT, Word.SERVICE, Word.ANCESTORS),
+    WayFlag.OF_WHO: (Word.WHO,),
+    WayFlag.OF_NAMES: (Word.IMAGE, Word.EXECUTED, Word.ASKED, Word.TARGET, Word.PATH),
+    WayFlag.OF_PLACES: (Word.PLACES,),
+}
+"""Which words a flag is about: without it the kernel doesn't look at them."""
 
 
 class NameKind(IntEnum):
@@ -264,10 +283,16 @@ class Policy(ctypes.Structure):
         ("unused", c_uint32),
         ("tested", c_uint64),
         ("networked", c_uint64),
+        ("sieve", c_uint64 * SIEVE),
         ("hooks", HookPolicy * HOOKS),
         ("tests", NumberTest * NUMBER_TESTS),
         ("ways", Way * WAYS),
     )
+
+
+def sieve_bit(inode: int, device: int) -> int:
+    """Return which bit of `Policy.sieve` is set for a place."""
+    return ((inode ^ device << 32) * SIEVE_FACTOR & (1 << 64) - 1) >> SIEVE_SHIFT
 
 
 class NameKey(ctypes.Structure):

@@ -243,6 +243,10 @@ class Here:
         helpers = self.helpers  # another thread may start one
         return process.key in helpers or any(above.key in helpers for above in process.ancestors())
 
+    def login(self, pid: int) -> Login | None:
+        """Return the login that a process belongs to; None if it has ended."""
+        return login_of(pid)
+
     def compile(self, rules: Any, settings: Settings) -> Compiled:
         """Return the policy of rules and settings; raises RuleError."""
         return compile_here(rules, settings, store=self.store, socket=self.socket)

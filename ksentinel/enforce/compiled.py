@@ -3,7 +3,7 @@
 
 import ctypes
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -197,6 +197,9 @@ class Compiled:
                 image.tested |= 1 << bit
             else:
                 image.networked |= 1 << bit
+        for place in self.places_of:
+            bit = guard_abi.sieve_bit(place.inode, place.device)
+            image.sieve[bit // 64] |= 1 << bit % 64
         for index, way in enumerate(self.ways):
             back = way.rule != CANARY_RULE and self.rules[way.rule].taken_back
             _fill(image.ways[index], way, WayFlag.TAKEN_BACK if back else WayFlag(0))
@@ -254,20 +257,30 @@ class Compiled:
         """Yield each network that makes a difference, with all bits that hold in it, as far as no smaller one is there."""
         tests = [(bit, test) for bit, test in enumerate(self.asked) if isinstance(test, Networks | Reach)]
         nodes: set[IPv4Network | IPv6Network] = set()
-        for _, test in tests:
+        held: dict[int, _Held] = {}
+        for bit, test in tests:
             # Both families' roots: an IPv4 address isn't in ::/0, though it is written below it.
             nodes |= {ip_network("0.0.0.0/0"), ip_network("::/0")}
             if isinstance(test, Reach):
                 nodes |= {network for network, _ in reaches()}
             else:
-                nodes |= {network for network in map(ip_network, test.networks) if not _is_mapped(network)}
+                networks = tuple(map(ip_network, test.networks))
+                held[bit] = _Held.of(networks)
+                nodes |= {network for network in networks if not _is_mapped(network)}
         for node in sorted(nodes, key=lambda one: (one.version, one.network_address.packed, one.prefixlen)):
             address = node.network_address
             packed = b"\0" * 10 + b"\xff\xff" + address.packed if node.version == 4 else address.packed
             length = node.prefixlen + (_MAPPED if node.version == 4 else 0)
             key = guard_abi.Network(bits=32 + length, epoch=epoch)
             ctypes.memmove(key.address, packed, len(packed))
-            yield key, sum(1 << bit for bit, test in tests if _holds_in(test, node))
+            yield (
+                key,
+                sum(
+                    1 << bit
+                    for bit, test in tests
+                    if (_reaches(test, node) if isinstance(test, Reach) else held[bit].has(node))
+                ),
+            )
 
     def places(self, epoch: int) -> Iterator[tuple[guard_abi.Place, guard_abi.Places]]:
         """Yield each file and directory, and the sets that it, what is below it, and who executes it are in."""
@@ -367,12 +380,36 @@ def _fill(image: guard_abi.Way, way: Way, flags: WayFlag) -> None:
     image.rule = way.rule
     image.mode = 0 if way.mode is None else way.mode.rank
     image.action = int(way.action)
-    image.flags = int(flags | (WayFlag.ANOMALOUS if way.anomalous else WayFlag(0)))
+    asked = (flag for flag, words in guard_abi.ASKED.items() if any(way.words >> word & 1 for word in words))
+    image.flags = (
+        _any(int(flag) for flag in asked) | flags | (WayFlag.ANOMALOUS if way.anomalous else WayFlag(0))
+    )
 
 
-def _holds_in(test: Networks | Reach, node: IPv4Network | IPv6Network) -> bool:
-    if isinstance(test, Networks):
-        return any(_within(node, ip_network(network)) for network in test.networks)
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Networks, to be asked which lies in one of them: by length, so that many don't take longer than few."""
+
+    by_length: Mapping[tuple[int, int], frozenset[int]]
+
+    @classmethod
+    def of(cls, networks: Iterable[IPv4Network | IPv6Network]) -> "_Held":
+        found: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+        for one in networks:
+            found[one.version, one.prefixlen].add(int(one.network_address))
+        return cls({length: frozenset(starts) for length, starts in found.items()})
+
+    def has(self, node: IPv4Network | IPv6Network) -> bool:
+        start, bits = int(node.network_address), node.max_prefixlen
+        return any(
+            version == node.version
+            and length <= node.prefixlen
+            and start >> (bits - length) << (bits - length) in starts
+            for (version, length), starts in self.by_length.items()
+        )
+
+
+def _reaches(test: Reach, node: IPv4Network | IPv6Network) -> bool:
     around = [(network.prefixlen, kind) for network, kind in reaches() if _within(node, network)]
     return max(around, key=lambda one: one[0])[1] in test.classes
 

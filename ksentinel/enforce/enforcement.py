@@ -130,6 +130,9 @@ class World(Protocol):
     def own(self) -> Process:
         """Return ksentinel's own process."""
 
+    def login(self, pid: int) -> Login | None:
+        """Return the login that a process belongs to; None if it has ended."""
+
     def compile(self, rules: Any, settings: Settings) -> Compiled:
         """Return the policy of rules and settings; raises RuleError."""
 

@@ -54,6 +54,8 @@ FLAGS_AT: Mapping[str, int] = MappingProxyType(
     {"open": 2, "openat": 3, "unlinkat": 3, "linkat": 5, "umount2": 2, "unshare": 1}
 )
 """In which argument calls have their flags, for hooks that aren't told them; as the events of these calls have them."""
+FLAGS_OF: Mapping[str, int] = MappingProxyType({"creat": 0o1101})
+"""Flags of calls that always have the same, and no argument for them."""
 
 LIFECYCLE = ("on_exit", "on_fork", "on_exec")
 """The collector's programs without which guards wouldn't know who is who."""
@@ -149,6 +151,9 @@ class Guards:
             for call, argument in FLAGS_AT.items():
                 for token in tokens_of(call, self.arch):
                     self._map("flag_arguments").update(token, FlagsAt(argument=argument))
+            for call, value in FLAGS_OF.items():
+                for token in tokens_of(call, self.arch):
+                    self._map("flag_arguments").update(token, FlagsAt(given=1, value=value))
             self._naming = self.collector.iterator("name_running")
             self._stack = stack.pop_all()
         return self

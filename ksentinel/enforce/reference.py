@@ -17,6 +17,7 @@ from ksentinel.enforce.places import Place
 from ksentinel.enforce.settings import Does, Entry, Family
 from ksentinel.enforce.way import FAMILIES, KINDS
 from ksentinel.rules.guard import Guard, Known, Literal, Networks, Numbers
+from ksentinel.rules.hooks import Seen
 
 _SUBJECTS = {word.name.lower(): word for word in NAMED}
 
@@ -141,16 +142,17 @@ def _guard_speaks(guard: Guard, operation: Operation, *, closed: bool) -> bool:
     by_ring = (operation.io_uring or operation.ring) and not OF_IO_URING.isdisjoint(guard.calls)
     if guard.hook != operation.hook.name.lower() or not (by_call or by_ring):
         return False
-    return any(all(_holds(literal, operation, closed=closed) for literal in way) for way in guard.ways)
+    seen = operation.seen
+    return any(all(_holds(literal, operation, seen, closed=closed) for literal in way) for way in guard.ways)
 
 
-def _holds(literal: Literal, operation: Operation, *, closed: bool) -> bool:
+def _holds(literal: Literal, operation: Operation, seen: Seen, *, closed: bool) -> bool:
     word = _SUBJECTS.get(literal.test.subject)
     if literal.negated and isinstance(literal.test, Known):
         return False  # that there is no path can't be seen
     if closed and word in operation.untold:
         return True
-    return literal.holds(operation.seen) is True
+    return literal.holds(seen) is True
 
 
 def _entry_speaks(compiled: Compiled, entry: Entry, operation: Operation, *, closed: bool) -> bool:
@@ -247,10 +249,9 @@ def _addressed(entry: Entry, operation: Operation, *, closed: bool) -> bool:
             return False
     if families and not any(FAMILIES[family] in operation.traits for family in families):
         return False
-    seen = operation.seen
-    if entry.networks and Networks(entry.networks).holds(seen) is not True:
+    if entry.networks and Networks(entry.networks).holds(operation.seen) is not True:
         return False
-    if entry.ports and Numbers("port", entry.ports).holds(seen) is not True:
+    if entry.ports and Numbers("port", entry.ports).holds(operation.seen) is not True:
         return False
     if closed and Word.PATH in operation.untold:
         return True

@@ -14,6 +14,7 @@ from ksentinel.bpf.pathhash import backwards_hash
 from ksentinel.enforce import Mode
 from ksentinel.enforce.compiled import ANY_CALL, IO_URING, Compiled, tokens_of
 from ksentinel.enforce.operation import NAMED, Operation
+from ksentinel.enforce.places import Place
 from ksentinel.enforce.reference import Decision, Spoken, strictest
 
 ALL = (1 << 64) - 1
@@ -80,7 +81,9 @@ class Twin:
             if way.calls & call
             and (operation.anomalous or not way.flags & WayFlag.ANOMALOUS)
             and all(
-                self._meets(operation, word, way.need[word], way.forbid[word], *facts[word]) for word in facts
+                self._meets(operation, word, way.need[word], way.forbid[word], *facts[word])
+                for word in facts
+                if _looks(way, word)
             )
         ]
 
@@ -112,7 +115,7 @@ class Twin:
             case Word.WHO:
                 if operation.who is None:
                     return 0, 0
-                return self.places.get((operation.who.device, operation.who.inode), (0, 0, 0))[2], ALL
+                return self._place(operation.who)[2], ALL
             case _:
                 return self._places(operation)
 
@@ -180,11 +183,21 @@ class Twin:
                 return self.networks[length, masked]
         return 0
 
+    def _place(self, place: Place) -> tuple[int, int, int]:
+        bit = guard_abi.sieve_bit(place.inode, place.device)
+        if not self.policy.sieve[bit // 64] >> bit % 64 & 1:
+            return 0, 0, 0
+        return self.places.get((place.device, place.inode), (0, 0, 0))
+
     def _places(self, operation: Operation) -> tuple[int, int]:
         holds = 0
         for chain in operation.files:
             for index, place in enumerate(chain):
-                same, under, _ = self.places.get((place.device, place.inode), (0, 0, 0))
+                same, under, _ = self._place(place)
                 holds |= under | (same if index == 0 else 0)
         told = bool(operation.files) and Word.PLACES not in operation.untold
         return holds, ALL if told else holds
+
+
+def _looks(way: guard_abi.Way, word: Word) -> bool:
+    return not any(word in words and not way.flags & flag for flag, words in guard_abi.ASKED.items())

@@ -178,7 +178,13 @@ def test_ways():
         Trait.CANARY, guard_abi.Mode.UNNAMED, Action.DENY, EVERY_CALL,
     )  # fmt: skip
     call = 1 << NUMBERED_CALLS.index("kexec_load")
-    assert (one.forbid[Word.PROGRAM], one.calls, one.flags, one.mode) == (1, call, 1, guard_abi.Mode.UNNAMED)
+    flags = guard_abi.WayFlag.ANOMALOUS | guard_abi.WayFlag.OF_PROCESS
+    assert (one.forbid[Word.PROGRAM], one.calls, one.flags, one.mode) == (
+        1,
+        call,
+        flags,
+        guard_abi.Mode.UNNAMED,
+    )
     assert (entry.need[Word.TRAITS], entry.calls, entry.mode) == (
         Trait.KEXEC,
         EVERY_CALL,

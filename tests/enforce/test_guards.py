@@ -14,15 +14,17 @@ from made_up import CAT, HTTPD, INIT, SHELL
 from ksentinel import host
 from ksentinel.bpf import guard_abi
 from ksentinel.bpf.guard_abi import Hook, Outcome, Sentence, Sentenced, SentenceKind
+from ksentinel.codec import event_from_plain
 from ksentinel.config import Config
 from ksentinel.enforce import Mode, guards
 from ksentinel.enforce.compiler import compile_policy
 from ksentinel.enforce.denial import EARLIER
-from ksentinel.enforce.guards import FLAGS_AT, THEMES, Guards, program_at
+from ksentinel.enforce.guards import FLAGS_AT, FLAGS_OF, THEMES, Guards, program_at
 from ksentinel.enforce.never import Spared
 from ksentinel.enforce.settings import parse_settings
 from ksentinel.errors import HostError, RuleError
 from ksentinel.event import ProcessKey
+from ksentinel.rules.hooks import HOOKS, seen
 from ksentinel.shipped import shipped
 
 FULL = HostError("writing a BPF map: E2BIG")
@@ -447,3 +449,25 @@ def test_real_maps():
         assert made.sentences() == {}
         assert made.counters()["denied"] == 0
         assert live.collector.object.map("sentences").keys(Sentenced) == []
+
+
+# --- what they are told at the start, held against what rules are told of the same calls ---
+
+TOLD = {"file_open", "sb_mount"}
+"""Hooks that are told the flags by the kernel."""
+WITHOUT = {"openat2", "mknod", "mknodat", "link", "unlink", "rmdir"}
+"""Calls that have none, or have them in memory that anybody can change."""
+
+
+def test_flags():
+    """At a hook that isn't told flags, each call that has some is known by where they stand, or by what they always are."""
+    asked = {call for hook in HOOKS if "flags" in hook.sees and hook.name not in TOLD for call in hook.calls}
+
+    assert asked - WITHOUT == {*FLAGS_AT, *FLAGS_OF} - {"umount2"}
+
+
+def test_creat():
+    """What creat always means is what its event says."""
+    event = event_from_plain({"event": "syscall", "syscall": "creat", "paths": ["/etc/x"]})
+
+    assert {at.numbers["flags"] for at in seen(event)} == {FLAGS_OF["creat"]}

@@ -19,6 +19,12 @@ def pytest_addoption(parser):
     group.addoption("--cpus", type=int, default=2, help="processors of the guest (default: %(default)s)")
     group.addoption("--memory", type=int, default=2048, help="its memory in MiB (default: %(default)s)")
     group.addoption(
+        "--machines",
+        type=int,
+        default=2,
+        help="guests side by side, which share the tests (default: %(default)s)",
+    )
+    group.addoption(
         "--machine-seconds", type=float, default=330, help="how long it may live (default: %(default)g)"
     )
 
@@ -36,7 +42,10 @@ def pytest_configure(config):
             setup = host.setup_of(config, kernel.prepare(series))
         except KsentinelError as error:
             raise pytest.UsageError(str(error)) from None
-        config.pluginmanager.register(host.Plugin(setup, config.getoption("machine_seconds")), "vm")
+        config.pluginmanager.register(
+            host.Plugin(setup, config.getoption("machine_seconds"), machines=config.getoption("machines")),
+            "vm",
+        )
 
 
 def version(config):

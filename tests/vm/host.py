@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Protocol
 
 import pytest
@@ -18,6 +20,8 @@ from ksentinel.errors import InputError, KsentinelError
 
 GUEST = Path(__file__).with_name("guest")
 PHASES = ("setup", "call", "teardown")
+TAKES = "TAKES"
+"""Name of a number in a file of the guest's tests: how many seconds they take, about."""
 
 
 class DiedError(Exception):
@@ -102,65 +106,87 @@ class Console(Protocol):
 
 class Plugin:
     """
-    Runs tests of the guest in a virtual machine, which starts with the first of them.
+    Runs tests of the guest in virtual machines, which start with the first of them.
 
     Parameters
     ----------
     setup
-        What the machine is like.
+        What a machine is like.
     seconds
         How long it may live.
     folder
         Where its tests are.
     start
-        Makes the machine.
+        Makes a machine.
+    machines
+        How many, side by side: Python in a guest has one processor busy. The tests of a file stay together.
     """
 
     def __init__(
-        self, setup: Setup, seconds: float, folder: Path = GUEST, start: Callable[..., Any] = Machine
+        self,
+        setup: Setup,
+        seconds: float,
+        folder: Path = GUEST,
+        start: Callable[..., Any] = Machine,
+        machines: int = 1,
     ) -> None:
         self.setup = setup
         self.seconds = seconds
         self.folder = folder
+        self.machines = machines
         self._start = start
-        self.tests: list[pytest.Item] = []
+        self.groups: list[list[pytest.Item]] = []
         self._ends = ExitStack()
-        self._talk: Talk | None = None
+        self._talks: list[Talk] = []
 
-    def talk(self) -> Talk:
-        """Return what the guest says; it is started if it isn't there yet."""
-        if self._talk is None:
-            config = self.tests[0].config
-            wanted = {"tests": [test.nodeid for test in self.tests], "options": options(config)}
-            variables = {"JOB": "tests", **environment(self.setup, os.environ, columns=100)}
-            job = Job(variables, {"tests": json.dumps(wanted)})
-            console = BUILD / f"console-{self.setup.kernel.version}.log"
-            deadline = time.monotonic() + self.seconds
-            try:
-                machine = self._ends.enter_context(self._start(self.setup, job, console))
-            except KsentinelError as error:
-                pytest.exit(f"no virtual machine: {error}", returncode=pytest.ExitCode.TESTS_FAILED)
-            self._talk = Talk(records(machine.lines(deadline)), machine)
-        return self._talk
+    def talk(self, group: int) -> Talk:
+        """Return what the guest of a group says; all are started if they aren't there yet."""
+        if not self._talks:
+            for number, tests in enumerate(self.groups):
+                self._talks.append(self._begin(number, tests))
+        return self._talks[group]
+
+    def _begin(self, number: int, tests: list[pytest.Item]) -> Talk:
+        wanted = {"tests": [test.nodeid for test in tests], "options": options(tests[0].config)}
+        variables = {"JOB": "tests", **environment(self.setup, os.environ, columns=100)}
+        job = Job(variables, {"tests": json.dumps(wanted)})
+        console = BUILD / f"console-{self.setup.kernel.version}{f'-{number + 1}' if number else ''}.log"
+        deadline = time.monotonic() + self.seconds
+        try:
+            machine = self._ends.enter_context(self._start(self.setup, job, console))
+        except KsentinelError as error:
+            pytest.exit(f"no virtual machine: {error}", returncode=pytest.ExitCode.TESTS_FAILED)
+        lines = machine.lines(deadline)
+        # Of the first one each line is taken when its test's turn has come; the others mustn't wait for that.
+        return Talk(records(meanwhile(lines) if number else lines), machine)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Put the guest's tests at the end, and after them one of our own, about its kernel."""
-        self.tests = [item for item in items if self.folder in item.path.parents]
-        if self.tests:
-            parents = (node for node in self.tests[-1].iter_parents() if isinstance(node, pytest.Collector))
-            folder = next(node for node in parents if node.path == self.folder)
-            log = CleanLog.from_parent(folder, name=f"kernel log[{self.setup.kernel.version}]", plugin=self)
-            items[:] = [item for item in items if item not in self.tests] + self.tests + [log]
+        """Put the guests' tests at the end, and after each guest's one of our own, about its kernel."""
+        tests = [item for item in items if self.folder in item.path.parents]
+        if not tests:
+            return
+        parents = (node for node in tests[-1].iter_parents() if isinstance(node, pytest.Collector))
+        folder = next(node for node in parents if node.path == self.folder)
+        items[:] = [item for item in items if item not in tests]
+        self.groups = shared_out(tests, self.machines)
+        for number, group in enumerate(self.groups):
+            name = f"kernel log[{self.setup.kernel.version}{f'-{number + 1}' if number else ''}]"
+            items += [*group, CleanLog.from_parent(folder, name=name, plugin=self, group=number)]
+
+    def group_of(self, item: pytest.Item) -> int | None:
+        """Return which guest's a test is; None if nobody's."""
+        return next((number for number, group in enumerate(self.groups) if item in group), None)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
         """Report a test of the guest's."""
-        if item not in self.tests:
+        group = self.group_of(item)
+        if group is None:
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         try:
-            for said in self.talk().reports(item.nodeid):
+            for said in self.talk(group).reports(item.nodeid):
                 data = {name: as_tuple(value) for name, value in said.data.items()}
                 report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
                 self._tell(item, report)
@@ -178,23 +204,24 @@ class Plugin:
         self, item: pytest.Item, call: pytest.CallInfo[Any]
     ) -> pytest.TestReport | None:
         """Give the guest's report in place of one of what was done here."""
-        return call.result if item in self.tests else None
+        return call.result if self.group_of(item) is not None else None
 
     def pytest_unconfigure(self) -> None:
-        """Switch the machine off, however this ends."""
+        """Switch the machines off, however this ends."""
         self._ends.close()
 
 
 class CleanLog(pytest.Item):
     """What the guest's kernel has logged, all its tests through, tells of no fault."""
 
-    def __init__(self, *, plugin: Plugin, **others: Any) -> None:
+    def __init__(self, *, plugin: Plugin, group: int, **others: Any) -> None:
         super().__init__(**others)
         self.plugin = plugin
+        self.group = group
 
     def runtest(self) -> None:
         """Look through the log."""
-        log = self.plugin.talk().kernel_log()
+        log = self.plugin.talk(self.group).kernel_log()
         bad = log.bad()
         if bad:
             pytest.fail("the kernel has logged\n" + "\n".join(bad), pytrace=False)
@@ -212,6 +239,39 @@ class CleanLog(pytest.Item):
     def reportinfo(self) -> tuple[Path, None, str]:
         """Return where it stands."""
         return self.path, None, self.name
+
+
+def shared_out(tests: list[pytest.Item], machines: int) -> list[list[pytest.Item]]:
+    """Return the tests in so many groups or fewer, files whole, by how long they take: what takes most goes first."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for test in tests:
+        files.setdefault(test.path, []).append(test)
+    takes = {
+        path: float(getattr(getattr(some[0], "module", None), TAKES, 10)) for path, some in files.items()
+    }
+    groups: list[list[Path]] = [[] for _ in range(min(machines, len(files)))]
+    for path in sorted(files, key=lambda path: -takes[path]):
+        min(groups, key=lambda group: sum(takes[one] for one in group)).append(path)
+    return [[test for path in group for test in files[path]] for group in groups]
+
+
+def meanwhile(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield lines that a thread takes as they come; raises what it met."""
+    taken: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
+
+    def take() -> None:
+        try:
+            for line in lines:
+                taken.put(line)
+            taken.put(None)
+        except BaseException as error:  # noqa: BLE001 -- whoever asks for the lines shall have it
+            taken.put(error)
+
+    Thread(target=take, daemon=True).start()
+    while (one := taken.get()) is not None:
+        if isinstance(one, BaseException):
+            raise one
+        yield one
 
 
 def as_tuple(value: Any) -> Any:

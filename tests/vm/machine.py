@@ -42,6 +42,8 @@ class Setup:
         How many processors, how many MiB.
     more
         What else stands on the kernel's command line.
+    counted
+        Its clock counts instructions, of one processor: the same work takes the same time, whatever else the host does.
     """
 
     kernel: Kernel
@@ -49,6 +51,7 @@ class Setup:
     cpus: int = 2
     memory: int = 2048
     more: str = ""
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +165,12 @@ class Machine:
     def _command(self, qemu: str, folder: Path, files: Path) -> list[str]:
         setup = self.setup
         console = f"file,path={self.console}" if self.console else "stdio,signal=off"
+        accel = ["-accel", "tcg,thread=multi"]
+        if setup.counted:
+            accel = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
         return [
             qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(setup.cpus), "-m", str(setup.memory),
+            *accel, "-cpu", "max", "-smp", str(setup.cpus), "-m", str(setup.memory),
             "-object", f"memory-backend-memfd,id=memory,size={setup.memory}M,share=on",
             "-machine", "q35,memory-backend=memory",
             "-chardev", f"socket,id=files,path={files}", "-device", "vhost-user-fs-pci,chardev=files,tag=root",

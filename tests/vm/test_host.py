@@ -5,12 +5,14 @@ import json
 import os
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from vm import inside
-from vm.host import DiedError, Plugin, Talk
+from vm.host import DiedError, Plugin, Talk, meanwhile, shared_out
 from vm.kernel import Kernel
 from vm.machine import Setup
 from vm.results import Broken, Ended, KernelLog, Report, dump, records
@@ -202,9 +204,9 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setenv("GUEST", str(folder))
     setup = Setup(Kernel("6.1.0-56", "6.1.192", tmp_path))
 
-    def ask(*arguments):
+    def ask(*arguments, machines=1):
         outcomes = Outcomes()
-        plugin = Plugin(setup, 9, folder, Machine)
+        plugin = Plugin(setup, 9, folder, Machine, machines)
         code = run(folder, *arguments, str(folder), plugins=[plugin, outcomes])
         assert RUNNING == []
         return code, outcomes.found
@@ -276,3 +278,36 @@ def test_no_results(host, monkeypatch):
     assert {report.outcome for report in found.values()} == {"failed"}
     assert len(found) == 6
     assert sum("Kernel panic" in report.longreprtext for report in found.values()) == 1
+
+
+class Some:
+    """A test, and how long its file takes."""
+
+    def __init__(self, path, takes=None):
+        self.path = Path(path)
+        self.module = SimpleNamespace() if takes is None else SimpleNamespace(TAKES=takes)
+
+
+def test_shared_out():
+    """Files stay whole, and each guest has about as much to do."""
+    tests = [Some("a", 90), Some("a", 90), Some("b", 50), Some("c", 30), Some("d"), Some("e")]
+    groups = [[str(test.path) for test in group] for group in shared_out(tests, 2)]
+
+    assert groups == [["a", "a", "e"], ["b", "c", "d"]]
+    assert shared_out(tests[:2], 2) == [tests[:2]]
+
+
+def test_meanwhile():
+    """Lines are taken while nobody asks for them; what goes wrong is told whoever asks."""
+    taken = threading.Event()
+
+    def lines():
+        yield b"one"
+        taken.set()
+        raise TimeoutError
+
+    said = meanwhile(lines())
+    assert next(said) == b"one"
+    assert taken.wait(5)
+    with pytest.raises(TimeoutError):
+        next(said)

@@ -29,6 +29,17 @@ def test_environment():
     assert "secret" not in found.values()
 
 
+@pytest.mark.parametrize("counted", [False, True])
+def test_clock(counted):
+    """Counted, its clock is that of its one processor's instructions."""
+    setup = machine.Setup(SETUP.kernel, cpus=1, counted=counted)
+    guest = machine.Machine(setup, machine.Job({}), Path("/nowhere/console"))
+    command = guest._command("qemu", Path("/nowhere"), Path("/nowhere/files.sock"))
+
+    assert ("-icount" in command) is counted
+    assert command[command.index("-accel") + 1] == f"tcg,thread={'single' if counted else 'multi'}"
+
+
 @pytest.mark.parametrize(
     ("root", "kept"),
     [

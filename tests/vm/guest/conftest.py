@@ -54,9 +54,9 @@ class Standing:
         found = []
         end = time.monotonic() + 30
         while time.monotonic() < end:
-            items = self.live._items(self.live.collector.poll(seconds))
-            found += [item for item in items if isinstance(item, HookEvent)]
-            if not items:
+            records = self.live.collector.poll(seconds)
+            found += [item for item in self.live._items(records) if isinstance(item, HookEvent)]
+            if not records:
                 break
         return [one for one in found if canaries or one.nonce is None]
 
@@ -96,6 +96,8 @@ def guards(standing):
     standing.guards.mode = Mode.ENFORCE
     yield standing
     standing.guards.mode = Mode.OFF
+    standing.guards.most = None
+    standing.guards.hold(two_key_ns=0, all_ns=0)
     standing.guards.cgroup_modes({})
     standing.guards.spare(())
     standing.guards.release(on=False)

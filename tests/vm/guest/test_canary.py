@@ -18,6 +18,8 @@ from ksentinel.enforce import Mode
 from ksentinel.enforce.canary import Canary, Finding, Helper, Mailbox
 from ksentinel.enforce.compiled import CANARY_RULE
 
+TAKES = 25
+
 SOURCE = Path(__file__).with_name("attempts.bpf.c")
 ARCHES = {"x86_64": "x86", "aarch64": "arm64"}
 HOOKS = [hook for hook in Hook if hook is not Hook.NONE]

@@ -13,6 +13,8 @@ import pytest
 
 from ksentinel.bpf import probe
 
+TAKES = 110
+
 KSENTINEL = [str(Path(sys.executable).with_name("ksentinel"))]
 ENTRIES = """
 entries:

@@ -151,3 +151,114 @@ def test_never(guards, secrets):
 
     assert (before, after) == (1, 0)
     assert [one.outcome for one in guards.mine()] == [Outcome.DENIED, Outcome.SPARED]
+
+
+@pytest.mark.parametrize("depth", [1, 15, 16, 17, 40])
+def test_depth(guards, secrets, depth):
+    """However far below the protected directory, and whatever is mounted between; beside it nothing is refused."""
+    names = "/".join("d" * depth)
+    for top in ("secret", "beside"):
+        (secrets / top / names).mkdir(parents=True)
+        (secrets / top / names / "file").write_text("x")
+    guards.use(ENTRIES % (secrets / "secret"))
+    told = [fails((secrets / top / names / "file").read_text) for top in ("secret", "beside")]
+
+    assert told == [True, False]
+
+
+@pytest.mark.parametrize("depth", [1, 16, 20])
+def test_mounted_below(guards, secrets, depth):
+    """A file system mounted below the protected directory is below it, and the same mounted elsewhere isn't."""
+    for top in ("secret/inner", "beside"):
+        (secrets / top).mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", secrets / top], check=True)
+    try:
+        names = "/".join("d" * depth)
+        for top in ("secret/inner", "beside"):
+            (secrets / top / names).mkdir(parents=True)
+            (secrets / top / names / "file").write_text("x")
+        guards.use(ENTRIES % (secrets / "secret"))
+        told = [fails((secrets / top / names / "file").read_text) for top in ("secret/inner", "beside")]
+        said = guards.mine()
+    finally:
+        for top in ("secret/inner", "beside"):
+            subprocess.run(["umount", secrets / top], check=True)
+
+    assert told == [True, False]
+    assert [one.paths for one in said] == [(str(secrets / "secret/inner" / names / "file"),)]
+
+
+def test_heartbeat(guards, secrets):
+    """Where nobody has watched for longer than was said, nothing is denied, and that is told; until somebody does again."""
+    guards.use(ENTRIES % (secrets / "secret"))
+    one = secrets / "secret/one"
+    guards.guards.beat()
+    guards.guards.hold(two_key_ns=0, all_ns=1)
+    let = not fails(one.read_text)
+    guards.guards.hold(two_key_ns=0, all_ns=3600 * 10**9)
+    guards.guards.beat()
+    refused = fails(one.read_text)
+    guards.guards.hold(two_key_ns=0, all_ns=0)
+
+    assert (let, refused) == (True, True)
+    assert [one.outcome for one in guards.mine()] == [Outcome.RELEASED, Outcome.DENIED]
+
+
+def test_most(guards, secrets):
+    """A cap is above every mode that anybody has named."""
+    guards.use(ENTRIES.replace("- {id: secrets,", "- {id: secrets, mode: enforce,") % (secrets / "secret"))
+    one = secrets / "secret/one"
+    guards.guards.mode = Mode.OFF
+    before = fails(one.read_text)
+    guards.guards.most = Mode.PERMISSIVE
+    capped = fails(one.read_text)
+    guards.guards.most = None
+    after = fails(one.read_text)
+
+    assert (before, capped, after) == (True, False, True)
+    assert [one.outcome for one in guards.mine()] == [Outcome.DENIED, Outcome.WOULD_DENY, Outcome.DENIED]
+
+
+def test_ended_verdict(guards):
+    """A verdict ends by itself, and one on a process that only would be denied denies nothing."""
+    guards.use()
+    with subprocess.Popen(
+        ["sh", "-c", "read x; cat /etc/hostname >/dev/null && echo ran; read x; cat /etc/hostname >/dev/null && echo ran"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    ) as shell:  # fmt: skip
+        key = started(shell.pid)
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        guards.guards.sentence(key, SentenceKind.QUARANTINE, now + 1, 1)
+        shell.stdin.write("\n")
+        first = shell.stdout.readline()
+        left = guards.guards.sentences()
+        guards.guards.mode = Mode.PERMISSIVE
+        guards.guards.sentence(key, SentenceKind.KILL, now + 60 * 10**9, 1)
+        shell.stdin.write("\n")
+        second = shell.stdout.readline()
+
+    said = guards.mine(pids=[key.pid])
+    assert (first, second) == ("ran\n", "ran\n")
+    assert key not in left
+    assert {(one.sentence, one.outcome) for one in said} == {("kill", Outcome.WOULD_DENY)}
+
+
+def test_killed(guards):
+    """A verdict of kill ends the process at the next operation that guards are asked about, and its children with it."""
+    guards.use()
+    with subprocess.Popen(
+        ["sh", "-c", "read x; cat /etc/hostname; echo on"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as shell:
+        until = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + 60 * 10**9
+        guards.guards.sentence(started(shell.pid), SentenceKind.KILL, until, 1)
+        said, _ = shell.communicate("\n", timeout=30)
+
+    assert said in {
+        "",
+        "on\n",
+    }  # the shell opens nothing itself: its child is ended, or it is at its next operation
+    assert any(one.killed and one.sentence == "kill" for one in guards.mine(pids=[shell.pid]))

@@ -12,6 +12,8 @@ from ksentinel.bpf.guard_abi import Action, GuardCounters, Hook, Mode, Outcome, 
 from ksentinel.bpf.libbpf import Object, kernel_has
 from ksentinel.shipped import shipped
 
+TAKES = 30
+
 THEMES = "exec file net privilege".split()
 CANARY_RULE = 0xFFFF
 

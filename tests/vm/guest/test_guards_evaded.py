@@ -17,6 +17,7 @@ import pytest
 from ksentinel import syscalls
 from ksentinel.bpf.abi import Config
 from ksentinel.bpf.guard_abi import (
+    ASKED,
     Action,
     GuardCounters,
     Hook,
@@ -43,6 +44,8 @@ from ksentinel.bpf.pathhash import backwards_hash
 from ksentinel.enforce.compiled import EVERY_CALL, IO_URING
 from ksentinel.enforce.places import resolve
 from ksentinel.shipped import shipped
+
+TAKES = 30
 
 THEMES = "exec file net privilege".split()
 HOOKS = (
@@ -80,13 +83,20 @@ class Kernel:
     ):
         """Put one way in force."""
         policy = Policy(epoch=EPOCH, cased=1, kinds=kinds)
-        policy.hooks[hook].count = 1
-        made = policy.ways[0]
+        policy.hooks[hook].count = 2
+        canary, made = policy.ways[0], policy.ways[1]
+        canary.calls, canary.action, canary.rule = EVERY_CALL, Action.DENY, 0xFFFF
+        canary.need[Word.TRAITS] = Trait.CANARY
         made.calls, made.action, made.mode = calls, action, mode
         for word, bits in (need or {}).items():
             made.need[word] = bits
         for word, bits in (forbid or {}).items():
             made.forbid[word] = bits
+        asked = {*(need or {}), *(forbid or {})}
+        policy.hooks[hook].words = sum(1 << word for word in asked)
+        for flag, words in ASKED.items():
+            made.flags |= flag if not asked.isdisjoint(words) else 0
+        ctypes.memset(policy.sieve, 0xFF, ctypes.sizeof(policy.sieve))  # any place may be there
         if test is not None:
             number, first, second = test
             policy.hooks[hook].tests = 1

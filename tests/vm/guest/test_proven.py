@@ -12,6 +12,8 @@ from ksentinel.enforce.canary import Canary, Finding, Helper, Mailbox, proof_in
 from ksentinel.enforce.guards import program_at
 from ksentinel.enforce.never import Spared
 
+TAKES = 30
+
 HOOKS = tuple(hook for hook in Hook if hook is not Hook.NONE)
 SECONDS = 20
 """Without KVM everything takes longer."""

@@ -4,6 +4,8 @@
 import pytest
 from bpf import test_scoring as scoring
 
+TAKES = 20
+
 test_lineage = scoring.test_lineage
 test_live = scoring.test_live
 

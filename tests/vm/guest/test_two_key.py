@@ -17,6 +17,8 @@ from ksentinel.enforce import Mode
 from ksentinel.event import Outcome
 from ksentinel.window import Window
 
+TAKES = 40
+
 ENTRIES = """
 entries:
   - {{id: secret, deny: [read], file: {{under: [{0}]}}, when: anomalous}}
