@@ -5,6 +5,7 @@ import json
 import os
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from made_up import SHELL, Incidents, judge, match
@@ -46,6 +47,7 @@ class Enforcement:
     """Enforcement, as far as the control socket asks it: what was asked is noted."""
 
     failure = None
+    world = SimpleNamespace(login=login_of)
 
     def __init__(self):
         self.asked = []
