@@ -15,7 +15,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from ksentinel.alert import Alert
 from ksentinel.bpf import guard_abi
 from ksentinel.bpf.guard_abi import Hook, SentenceKind
 from ksentinel.enforce import Mode, OnExit
@@ -419,8 +418,11 @@ class Enforcement:
         with self._lock:
             self._state.requested = mode
             self._state.degraded = ""
-            self.guards.release(on=False)
         self._settle()
+        # Last: nothing is denied by the mode of before.
+        with self._lock:
+            self.guards.release(on=False)
+            self._note()
         self.due.set()
 
     def set_rule_mode(self, name: str, mode: Mode) -> None:
@@ -690,28 +692,23 @@ class Enforcement:
                 self.tell(f"denials can't be counted: {error}")
             self.counts["denials_unkept"] += len(events)
 
-    def act(self, alert: Alert) -> None:
-        """Carry out what an alert has come to, if that is more than an alert."""
-        for answer in alert.verdict.answers:
-            for match in alert.matches:
-                if match.rule.id == answer.rule:
-                    self.carry_out(match.rule, str(answer.action), match.event.process)
-
     def carry_out(self, rule: Rule, action: str, process: Process) -> None:
         """
-        Put a lineage under the verdict that an alert has come to: the process, and all that descends from it.
+        Put a lineage under the verdict that a match has come to: the process, and all that descends from it.
 
-        What there is already of it is looked up, what is born later is born under it.
+        What there is already of it is looked up, what is born later is born under it. Anything but a verdict on processes is nothing to
+        be done here.
         """
         kind = {"quarantine": SentenceKind.QUARANTINE, "kill": SentenceKind.KILL}.get(action)
         if kind is None or self.wanted.refused:
             return
         with self._lock:
             now = self.world.boot_ns()
+            half = now + self.wanted.sentence_ns // 2
+            if any(self._until.get(_Verdict(rule.id, one.key, kind), 0) > half for one in process.lineage()):
+                return  # it is under it already, or somebody above it
             self._until = {one: end for one, end in self._until.items() if end > now}
             verdict = _Verdict(rule.id, process.key, kind)
-            if self._until.get(verdict, 0) - now > self.wanted.sentence_ns // 2:
-                return  # told by an earlier revision of the same alert
             number = self._sentencing.setdefault(rule.id, len(self._sentencing) + 1)
             self.policies.sentence(number, rule)
             until = now + self.wanted.sentence_ns
