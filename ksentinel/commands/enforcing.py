@@ -310,9 +310,8 @@ class Nowhere:
         self.missing: dict[Hook, str] = {}
         self.why = why
 
-    def use(self, compiled: Compiled, _processes: Any) -> int:
-        """Note where guards would stand."""
-        self.missing = dict.fromkeys(compiled.hooks, self.why.what)
+    def use(self, _compiled: Compiled, _processes: Any) -> int:
+        """Have nothing decide."""
         return 0
 
     def release(self, *, on: bool) -> None:

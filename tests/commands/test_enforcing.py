@@ -489,7 +489,7 @@ def test_nowhere():
     one.spare([])
     one.cgroup_modes({})
 
-    assert (used, one.epoch, one.attached, one.missing) == (0, 0, (), {Hook.BPF: "no LSM"})
+    assert (used, one.epoch, one.attached, one.missing) == (0, 0, (), {})
     assert (one.sentences(), one.counters(), one.released) == ({}, {}, True)
     with pytest.raises(HostError, match="no LSM"):
         one.sentence(ProcessKey(1, 1), 1, 1, 1)
