@@ -130,6 +130,8 @@ class EnforceConfig:
     """Records of denials that one process may cause in a second; 0: no limit."""
 
 
+_HEARTBEATS = 5
+"""Seconds: guards that count on heartbeats have to bear that some are late."""
 _WORDS = {"mode": ("off", "permissive", "enforce"), "on_exit": ("open", "hold")}
 
 
@@ -243,6 +245,13 @@ class Config:
                     f"[enforce] {name} is {said!r}",
                     at=where("enforce", name),
                     remedy=f"say {', '.join(words)}",
+                )
+        for name in ("hold_seconds", "two_key_seconds"):
+            if getattr(config.enforce, name) < _HEARTBEATS:
+                raise ConfigError(
+                    f"[enforce] {name} is {getattr(config.enforce, name):g}: a busy machine's heartbeat may be as late",
+                    at=where("enforce", name),
+                    remedy=f"say {_HEARTBEATS} or more",
                 )
         if not 0 <= config.enforce.denials_a_second < 1 << 32:
             raise ConfigError(

@@ -570,9 +570,8 @@ def control(
             enforcing.set_cgroup_mode(asked_for.cgroup, wanted)
         else:
             enforcing.set_mode(wanted)
-        tell(
-            f"mode {wanted} asked for{f' for {asked_for.rule or asked_for.cgroup}' if asked_for.rule or asked_for.cgroup else ''}"
-        )
+        whose = asked_for.rule or asked_for.cgroup
+        tell(f"asked for: mode {wanted}{f' of {whose}' if whose else ''}")
         return dict(enforcing.told())
 
     def release(asked_for: ReleaseArguments) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from ksentinel.alert import Alert, Evidence
 from ksentinel.detectors import Anomaly
 from ksentinel.event import HookEvent, Process, ProcessKey
 from ksentinel.level import Level
-from ksentinel.policy import Context, Policy
+from ksentinel.policy import Action, Context, Policy
 from ksentinel.rules import Match
 from ksentinel.verdict import Verdict, judge, worst
 
@@ -117,6 +117,12 @@ class Incidents:
         Open incidents, services and alerts kept at most; beyond it the one heard of least recently goes.
     arch
         Whose system call names alerts use.
+
+    Attributes
+    ----------
+    act
+        Is told what the policy grants about each match of a rule that asks for something, also where there is nothing to tell: what
+        looks like an incident of before has to be acted upon like that; None: nobody acts.
     """
 
     def __init__(
@@ -136,6 +142,7 @@ class Incidents:
         self.fold_ns = fold_ns
         self.limit = limit
         self.arch = arch
+        self.act: Callable[[Match, Action], None] | None = None
         self._judge = judge
         self._recent: OrderedDict[ProcessKey, _Recent] = OrderedDict()
         self._open: OrderedDict[ProcessKey, _Incident] = OrderedDict()
@@ -177,6 +184,23 @@ class Incidents:
             if self._open.get(incident.branch) is incident:
                 self._open.move_to_end(incident.branch)
             yield from self._tell(incident, new=new)
+        if self.act is not None:
+            for one, action in self._granted(witness, partners):
+                self.act(one, action)
+
+    def _granted(self, witness: _Witness, partners: Sequence[_Witness]) -> Iterator[tuple[Match, Action]]:
+        """Yield what is granted about the match that has come, or the matches that an anomaly agrees with; each by itself."""
+        pairs = [(witness, partners)] if witness.match is not None else [(p, [witness]) for p in partners]
+        for one, others in pairs:
+            if one.match is None or one.match.rule.response is None:
+                continue
+            lossy = one.lossy or any(other.lossy for other in others)
+            contexts = (Context.LOSSY,) if lossy or (one.incident is not None and one.incident.lossy) else ()
+            anomalies = [other.anomaly for other in others if other.anomaly is not None]
+            witnessed = ([], anomalies) if anomalies else ([],)
+            found = [self._judge([one.match], some, contexts, self.policy) for some in witnessed]
+            for answer in worst(found).answers:
+                yield one.match, answer.action
 
     def _home(self, witness: _Witness, partners: Sequence[_Witness]) -> _Incident:
         """Return the incident that *witness* belongs to, as the module says."""

@@ -10,14 +10,14 @@ from typing import Protocol
 from ksentinel.alert import Alert
 from ksentinel.detectors import Anomaly
 from ksentinel.detectors.model import Model
-from ksentinel.event import Event, HookEvent
+from ksentinel.event import Event, HookEvent, Process
 from ksentinel.exceptions import Exceptions, ended
 from ksentinel.flight import Flight
 from ksentinel.incident import Incidents
 from ksentinel.level import Level
 from ksentinel.noise import Fate, Noise
-from ksentinel.policy import Policy
-from ksentinel.rules import Match
+from ksentinel.policy import Action, Policy
+from ksentinel.rules import Match, Rule
 from ksentinel.rules.correlator import Correlator
 from ksentinel.rules.ruleset import RuleSet
 from ksentinel.sources import Item, Stream
@@ -38,8 +38,8 @@ class Enforcing(Protocol):
     def denied(self, events: Sequence[HookEvent]) -> None:
         """Take denials in."""
 
-    def act(self, alert: Alert) -> None:
-        """Carry out what an alert has come to."""
+    def carry_out(self, rule: Rule, action: str, process: Process) -> None:
+        """Carry out what the policy grants about a rule's match, on the process that it is of."""
 
     def posture(self) -> tuple[str, str]:
         """Return the mode that was asked for, and the one that is verified."""
@@ -139,6 +139,8 @@ class Pipeline:
         lost something says so. One that is muted comes marked; one that is suppressed doesn't come, and is counted.
         """
         lost = stream.lost()
+        if self.enforcing is not None:
+            self.incidents.act = self._act
         self._expire([])
         for batch in stream:
             self._take_up()
@@ -268,6 +270,10 @@ class Pipeline:
             if self.tell is not None:
                 self.tell(ended(exemption))
 
+    def _act(self, match: Match, action: Action) -> None:
+        if self.enforcing is not None:
+            self.enforcing.carry_out(match.rule, str(action), match.event.process)
+
     def _tell(self, alerts: Iterator[Alert]) -> Iterator[Alert]:
         for alert in map(self._enforced, alerts):
             fate, told = (Fate.SHOWN, alert) if self.noise is None else self.noise.judge(alert)
@@ -282,10 +288,9 @@ class Pipeline:
             yield told if self.explain is None else self.explain(told)
 
     def _enforced(self, alert: Alert) -> Alert:
-        """Carry out what an alert has come to, also one that is muted, and mark it with how far that is verified."""
+        """Mark an alert with what was asked for, and how far that is verified."""
         if self.enforcing is None:
             return alert
-        self.enforcing.act(alert)
         requested, verified = self.enforcing.posture()
         return replace(alert, requested=requested, verified=verified)
 

@@ -1207,10 +1207,10 @@ def test_socket_of_a_monitor(monkeypatch):
     configured = Config.from_dict({"control": {"socket": "/run/k.sock"}})
 
     assert [
-        monitor._socket(Config(), None, off=False),
-        monitor._socket(configured, None, off=False),
-        monitor._socket(configured, Path("/run/n.sock"), off=False),
-        monitor._socket(configured, None, off=True),
+        monitor.control_socket(Config(), None, off=False),
+        monitor.control_socket(configured, None, off=False),
+        monitor.control_socket(configured, Path("/run/n.sock"), off=False),
+        monitor.control_socket(configured, None, off=True),
     ] == [Path("/run/ksentinel/control.sock"), Path("/run/k.sock"), Path("/run/n.sock"), None]
 
 

@@ -54,7 +54,9 @@ enforce:
   hold_seconds: 12
   two_key_seconds: 13
   over_seconds: 14
-  denials_a_second: 15
+  proof_seconds: 15
+  sentence_seconds: 16
+  denials_a_second: 17
 """
 
 
@@ -80,7 +82,7 @@ def test_whole(load):
         PrivacyConfig(redact=False),
         StoreConfig(7, 8, 9),
         ControlConfig("/run/k/k.sock", "wheel"),
-        EnforceConfig("/etc/ksentinel/enforce.yml", "permissive", "hold", 12.0, 13.0, 14.0, 15),
+        EnforceConfig("/etc/ksentinel/enforce.yml", "permissive", "hold", 12.0, 13.0, 14.0, 15.0, 16.0, 17),
     )
 
 
@@ -165,6 +167,8 @@ def test_extremes(load, sample, calls):
         ("enforce: {on_exit: close}", r"\[enforce\] on_exit is 'close' \(say open, hold"),
         ("enforce: {denials_a_second: -1}", r"\[enforce\] denials_a_second is -1"),
         ("enforce: {hold_seconds: 0}", r"\[enforce\] hold_seconds is 0"),
+        ("enforce: {hold_seconds: 4.9}", r"\[enforce\] hold_seconds is 4.9: .* \(say 5 or more\)"),
+        ("enforce: {two_key_seconds: 1}", r"\[enforce\] two_key_seconds is 1: .* \(say 5 or more\)"),
         ("enforce: [1]", "enforce"),
         ("collector: {calls_a_second: 4294967296}", "calls_a_second is 4294967296"),
         ("collector: {calls_a_second: 0.5}", "calls_a_second: Expected `int`, got `float`"),

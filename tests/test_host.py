@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host: what the control socket of a running monitor does about mutes."""
+"""The host: what the control socket of a running monitor does about mutes and enforcement."""
 
 import json
 import os
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from made_up import SHELL, Incidents, judge, match
 
-from ksentinel import host
+from ksentinel import control, host
 from ksentinel.alert import Alert, Evidence
 from ksentinel.cli import main
+from ksentinel.commands.enforcing import key_of, login_of
 from ksentinel.config import Config, NoiseConfig
-from ksentinel.errors import HostError, InputError, UsageError
+from ksentinel.enforce import Mode
+from ksentinel.errors import HostError, InputError, RuleError, UsageError
 from ksentinel.level import Level
 from ksentinel.mutes import MODEL
 from ksentinel.noise import Noise
 from ksentinel.pipeline import Pipeline
-from ksentinel.protocol import ask
+from ksentinel.protocol import Group, Peer, ask
 from ksentinel.rules import Rule
 from ksentinel.rules.fields import sources
 from ksentinel.rules.ruleset import EXAMPLE, RuleSet
@@ -38,6 +41,47 @@ class Nothing:
     def account(self):
         """Return no counters."""
         return {}
+
+
+class Enforcement:
+    """Enforcement, as far as the control socket asks it: what was asked is noted."""
+
+    failure = None
+    world = SimpleNamespace(login=login_of)
+
+    def __init__(self):
+        self.asked = []
+
+    def set_mode(self, mode):
+        """Ask for another mode."""
+        self.asked.append(mode)
+
+    def set_rule_mode(self, name, mode):
+        """Let a rule have one."""
+        if name == "nosuch":
+            raise RuleError("no rule 'nosuch' is loaded", remedy="say an id")
+        self.asked.append((name, mode))
+
+    def set_cgroup_mode(self, path, mode):
+        """Let a control group have one."""
+        self.asked.append((path, mode))
+
+    def release(self):
+        """Let everything go."""
+        self.asked.append("release")
+
+    def lift(self, pid):
+        """Let a process go."""
+        self.asked.append(pid)
+        return 2
+
+    def confirm(self, login):
+        """Say that one can log in."""
+        self.asked.append(login)
+
+    def told(self):
+        """Return what `status` says."""
+        return {"requested": "enforce", "mode": "enforce", "verified": "no", "proving": True}
 
 
 class Monitor:
@@ -232,3 +276,114 @@ def test_rule_id():
         host.rule_id("same", rules)
     with pytest.raises(UsageError, match="no rule that is loaded has the id or title 'four'"):
         host.rule_id("four", rules)
+
+
+# Enforcement
+
+
+@pytest.fixture
+def enforcing(monitor):
+    """Return a monitor that enforces."""
+    monitor.pipeline.enforcing = Enforcement()
+    return monitor
+
+
+@pytest.mark.parametrize(
+    ("request_", "arguments", "asked"),
+    [
+        ("mode", {"mode": "enforce"}, Mode.ENFORCE),
+        ("mode", {"mode": "permissive", "rule": "r"}, ("r", Mode.PERMISSIVE)),
+        ("mode", {"mode": "off", "cgroup": "/a"}, ("/a", Mode.OFF)),
+        ("release", {}, "release"),
+        ("release", {"pid": 7}, 7),
+    ],
+)
+def test_enforcement(enforcing, request_, arguments, asked):
+    """A mode is asked for, of the host, a rule or a control group; everything is released, or one process; the trail has it."""
+    with enforcing.serve():
+        answer = enforcing.ask(request_, **arguments)
+
+    assert enforcing.pipeline.enforcing.asked == [asked]
+    assert enforcing.trail() == [(request_, "begun", arguments), (request_, "done", arguments)]
+    expected = {
+        "mode": {"requested": "enforce", "mode": "enforce", "verified": "no", "proving": True},
+        "release": {"released": not arguments, "lifted": 2 if arguments else 0},
+    }
+    assert answer == expected[request_]
+
+
+@pytest.mark.parametrize(
+    ("request_", "arguments", "says"),
+    [
+        ("mode", {"mode": "on"}, "mode 'on' is none of off, permissive, enforce"),
+        ("mode", {"mode": "off", "rule": "r", "cgroup": "/a"}, "a mode is of a rule or of a control group"),
+        ("mode", {"mode": "off", "rule": "nosuch"}, "no rule 'nosuch' is loaded"),
+        ("mode", {}, "mode"),
+        ("release", {"pid": "x"}, "release: Expected `int`"),
+        ("confirm", {"pid": 1}, "confirm takes no 'pid'"),
+    ],
+)
+def test_enforcement_wrong(enforcing, request_, arguments, says):
+    """What can't be meant is refused; nothing is asked of enforcement."""
+    with enforcing.serve(), pytest.raises(HostError, match=says):
+        enforcing.ask(request_, **arguments)
+
+    assert enforcing.pipeline.enforcing.asked == []
+    assert enforcing.trail()[-1][1] != "done"
+
+
+def asked_by(monkeypatch, peer):
+    """Let whoever asks be somebody else, of a group that may read."""
+
+    class Others(control.Control):
+        def __init__(self, path, group, requests, **options):
+            super().__init__(path, group, requests, **options, peer=lambda _: peer)
+
+        def _unwanted(self, peer):
+            self.group = Group("g", 1)
+            return super()._unwanted(peer)
+
+    monkeypatch.setattr(control, "Control", Others)
+
+
+def test_confirm(enforcing):
+    """It is of the login of who asks, as the kernel has it."""
+    with enforcing.serve():
+        enforcing.ask("confirm")
+        (login,) = enforcing.pipeline.enforcing.asked
+
+    assert login == login_of(os.getpid())
+    assert login.leader.start_ns <= key_of(os.getpid()).start_ns
+
+
+def test_confirm_of_nobody(enforcing, monkeypatch):
+    """Who asks out of another PID namespace can't be told, and confirms nothing."""
+    asked_by(monkeypatch, Peer(0, ME, frozenset()))
+    with enforcing.serve(), pytest.raises(HostError, match="nobody is seen who confirms it"):
+        enforcing.ask("confirm")
+
+    assert enforcing.pipeline.enforcing.asked == []
+
+
+@pytest.mark.parametrize("request_", ["mode", "release", "confirm"])
+def test_enforcement_is_roots(enforcing, monkeypatch, request_):
+    """Members of the group may read that something is enforced, and not change it."""
+    asked_by(monkeypatch, Peer(os.getpid(), 12345, frozenset({1})))
+    with enforcing.serve():
+        told = enforcing.ask("status")["enforcement"]["requested"]
+        with pytest.raises(HostError, match="may change anything, and this is uid 12345"):
+            enforcing.ask(request_)
+
+    assert told == "enforce"
+    assert enforcing.pipeline.enforcing.asked == []
+
+
+def test_nothing_enforced(monitor):
+    """A monitor that enforces nothing has no such requests, and says that it doesn't."""
+    with monitor.serve():
+        status = monitor.ask("status")
+        for request_ in ("mode", "release", "confirm"):
+            with pytest.raises(HostError, match=f"there is no request '{request_}'"):
+                monitor.ask(request_)
+
+    assert (status["mode"], status["enforcement"]) == ("monitor", None)

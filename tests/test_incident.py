@@ -651,3 +651,52 @@ def test_events_counted_apart():
     (alert,) = incidents.finish()
 
     assert (alert.evidence[0].count, alert.evidence[0].enforced) == (4, 1)
+
+
+# What is granted
+
+
+def granted(*witnesses):
+    """Return what is granted about which process' matches, in the order in which that comes out."""
+    incidents, found = Incidents(), []
+    incidents.act = lambda match, action: found.append((match.event.process.exe, str(action)))
+    for one in witnesses:
+        take = incidents.match if isinstance(one, Match) else incidents.anomaly
+        list(take(one))
+    return found
+
+
+KILL = Response("kill")
+
+
+def test_granted_to_each():
+    """Each match is judged by itself: the second of a rule, and one in a branch like an earlier one, as the first."""
+    asks = [match(one, n, Level.CRITICAL, response=KILL) for n, one in enumerate((SHELL, CAT, OTHER_SHELL))]
+
+    assert granted(*asks, match(ID, 3, Level.CRITICAL)) == [
+        ("/bin/sh", "kill"),
+        ("/bin/cat", "kill"),
+        ("/bin/sh", "kill"),
+    ]
+
+
+@pytest.mark.parametrize("anomaly_first", [False, True])
+def test_granted_to_who_agrees(anomaly_first):
+    """Where rule and model have to agree, they do on a lineage: a sibling's match comes to nothing by that."""
+    strange, asks = anomaly(CAT, 2), [match(one, 1, response=KILL) for one in (CAT, ID)]
+    found = granted(*([strange, *asks] if anomaly_first else [*asks, strange]))
+    later = [] if anomaly_first else [("/bin/cat", "alert")]
+
+    assert sorted(found) == sorted([*later, ("/bin/cat", "kill"), (ID.exe, "alert")])
+
+
+def test_granted_of_what_was_lost():
+    """Where records were lost nothing is ended; what is expected comes to an alert."""
+    incidents, found = Incidents(), []
+    incidents.act = lambda _match, action: found.append(str(action))
+    list(incidents.match(match(level=Level.CRITICAL, response=KILL), lossy=True))
+    list(incidents.match(match(OTHER_SHELL, level=Level.CRITICAL, response=KILL, exception=EXEMPTION)))
+
+    list(incidents.match(match(JOB, level=Level.CRITICAL, response=KILL)))
+
+    assert found == ["alert", "alert", "kill"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The walk: every item once, in order, and every one accounted for."""
 
+import os
 import sys
 import threading
 from dataclasses import replace
@@ -512,15 +513,15 @@ class _Enforcing:
     def denied(self, events):
         self.denied_.append(events)
 
-    def act(self, alert):
-        self.acted.append((alert.revision, alert.level))
+    def carry_out(self, rule, action, process):
+        self.acted.append((rule.id, action, process.exe))
 
     def posture(self):
         return "enforce", self.verified
 
 
 def test_enforcing(rules):
-    """Denials are told as matches, acted upon and counted; each alert has what was asked for and what is verified at that time."""
+    """Denials are told as matches, and counted; each alert has what was asked for and what is verified at that time."""
     enforcing = _Enforcing(match(rule="secret", level=Level.HIGH))
     pipeline = Pipeline(rules, None, Incidents(), enforcing=enforcing)
     denied = denial(CAT, 1, "secret")
@@ -540,7 +541,7 @@ def test_enforcing(rules):
         ("Secret", "enforce", "enforce", "denied"),
         ("Secret", "enforce", "no", "denied"),
     ]
-    assert enforcing.acted == [(one.revision, one.level) for one in alerts]
+    assert enforcing.acted == []
     assert pipeline.account()["matches"] == 3
     assert alerts[0].to_plain()["enforcement"] == {"requested": "enforce", "verified": "enforce"}
 
@@ -573,7 +574,7 @@ def test_denial_excepted(rules):
     )
 
     assert alert.matches[0].exception is not None
-    assert (alert.level, str(alert.verdict.action)) == (Level.INFORMATIONAL, "alert")
+    assert (alert.level, enforcing.acted) == (Level.INFORMATIONAL, [(asks.id, "alert", "/bin/cat")])
     assert pipeline.account()["matches_excepted"] == 1
 
 
@@ -593,16 +594,21 @@ def test_notices(rules, at_end):
     (alert,) = Pipeline(rules, None, Incidents(), enforcing=enforcing).walk(stream)
 
     assert (alert.title, alert.level) == ("Unverified", Level.CRITICAL)
-    assert enforcing.acted == [(1, Level.CRITICAL)]
 
 
-def test_acts_on_what_is_not_shown(rules):
-    """A verdict is carried out although nobody wants to be told."""
+def test_acts_on_what_is_not_told(tmp_path):
+    """A verdict is carried out on each process that a rule matched, also where that is the same incident, one like it, or muted."""
+    file = tmp_path / "cat.yml"
+    file.write_text(EXAMPLE.replace("level: low", "level: critical") + "ksentinel: {action: kill}\n")
+    rules = RuleSet.load([file], trusted_uids=None)
     enforcing = _Enforcing()
-    capped = Noise(NoiseConfig(alerts_an_hour=1))
-    pipeline = Pipeline(rules, None, Incidents(fold_ns=0, quiet_ns=0), noise=capped, enforcing=enforcing)
-    shown = list(pipeline.walk(Batches([cat(n, child(HTTPD, 100 + n, "/bin/cat")) for n in range(3)])))
-    account = pipeline.account()
+    mutes = Mutes(tmp_path / "mutes.json", os.getuid(), 10**18)
+    pipeline = Pipeline(rules, None, Incidents(), noise=Noise(mutes=mutes), enforcing=enforcing)
+    branch, other = child(HTTPD, 101, "/bin/sh"), child(HTTPD, 102, "/bin/sh")
+    cats = [child(branch, 201, "/bin/cat"), child(branch, 202, "/bin/cat"), child(other, 203, "/bin/cat")]
+    seen = []
+    enforcing.carry_out = lambda _rule, action, process: seen.append((action, process.key.pid))
+    alerts = list(pipeline.walk(Batches([cat(n, one) for n, one in enumerate(cats)])))
 
-    assert account["alerts"] + account["revisions"] == len(enforcing.acted)
-    assert len(shown) < len(enforcing.acted)
+    assert seen == [("kill", 201), ("kill", 202), ("kill", 203)]
+    assert len({alert.id for alert in alerts}) == 1

@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -215,7 +214,7 @@ class Here:
         self.boots_file = boots_file(state)
         self._cmdline = release_words((_PROC / "cmdline").read_bytes().decode("utf-8", "replace"))
         self._changes: dict[str, Change] | None = None
-        self.helpers: deque[ProcessKey] = deque(maxlen=_HELPERS)
+        self.helpers: tuple[ProcessKey, ...] = ()
 
     def boot_ns(self) -> int:
         """Nanoseconds since boot."""
@@ -241,7 +240,7 @@ class Here:
 
     def is_helper(self, process: Process) -> bool:
         """Tell whether a process is the canary's helper, or one of its children."""
-        helpers = self.helpers
+        helpers = self.helpers  # another thread may start one
         return process.key in helpers or any(above.key in helpers for above in process.ancestors())
 
     def login(self, pid: int) -> Login | None:
@@ -254,12 +253,11 @@ class Here:
 
     def never(self, settings: Settings) -> Sequence[Spared]:
         """Return who is never denied anything, the canary's helper among them."""
-        helper = list(self.helpers)[-1:]
         return (
             *spared_here(settings),
             *(
                 Spared("the canary's helper", "it prepares the proofs", process=one, children=True)
-                for one in helper
+                for one in self.helpers[-1:]
             ),
         )
 
@@ -312,9 +310,8 @@ class Nowhere:
         self.missing: dict[Hook, str] = {}
         self.why = why
 
-    def use(self, compiled: Compiled, _processes: Any) -> int:
-        """Note where guards would stand."""
-        self.missing = dict.fromkeys(compiled.hooks, self.why.what)
+    def use(self, _compiled: Compiled, _processes: Any) -> int:
+        """Have nothing decide."""
         return 0
 
     def release(self, *, on: bool) -> None:
@@ -407,7 +404,7 @@ def enforcing(
             key = key_of(pid)
             if key is None:
                 raise HelperError("the canary's helper has ended at once")
-            here.helpers.append(key)
+            here.helpers = (*here.helpers, key)[-_HELPERS:]
             try:
                 enforcement.spare_helper()
             except HostError as error:

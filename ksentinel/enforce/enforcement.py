@@ -15,7 +15,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from ksentinel.alert import Alert
 from ksentinel.bpf import guard_abi
 from ksentinel.bpf.guard_abi import Hook, SentenceKind
 from ksentinel.enforce import Mode, OnExit
@@ -318,6 +317,7 @@ class Enforcement:
         with self._exchanging:
             state = self._state
             state.changes = dict(self.world.changes())
+            state.told |= {self.wanted.refused} - {""}  # by whoever accepted it
             self._spare(state.settings)
             state.numbers = self._numbers(state.cgroups)
             self.guards.cgroup_modes(state.numbers)
@@ -334,6 +334,7 @@ class Enforcement:
             self.tell("NOT VERIFIED: it has ended before anything was proven")
         self.mailbox.close()
         self.canary.stop()
+        self.reading.set()
         self.due.set()
 
     def fail(self, error: KsentinelError) -> None:
@@ -342,6 +343,7 @@ class Enforcement:
             return
         with self._lock:
             self.failure = self.failure or error
+            self._state.told.add(self.failure.what)  # by whoever ends for it
         with suppress(Exception):  # it may be what has failed
             self._settle()
 
@@ -416,8 +418,11 @@ class Enforcement:
         with self._lock:
             self._state.requested = mode
             self._state.degraded = ""
-            self.guards.release(on=False)
         self._settle()
+        # Last: nothing is denied by the mode of before.
+        with self._lock:
+            self.guards.release(on=False)
+            self._note()
         self.due.set()
 
     def set_rule_mode(self, name: str, mode: Mode) -> None:
@@ -558,6 +563,7 @@ class Enforcement:
             return False
         if self.wanted.degrade:
             state.degraded = why
+            state.told.add(why)
             self.tell(f"DEGRADED to permissive: {why}")
             return True
         self.fail(HostError(why, remedy="see docs/enforcement.md; --degrade goes on permissive instead"))
@@ -571,11 +577,14 @@ class Enforcement:
         return least(max(modes, key=lambda mode: mode.rank), self.guards.most)
 
     def _tell_verified(self, proof: Proof) -> None:
-        hooks = len(proof.results)
         if proof.mode is Mode.OFF:
             self.tell("enforcement is off")
-        else:
-            self.tell(f"verified: {proof.mode} at {hooks} hook{'' if hooks == 1 else 's'}")
+            return
+        hooks = len(proof.results) - len(proof.unproven)
+        rest = f"; nobody can prove it here at {', '.join(hook.name.lower() for hook in proof.unproven)}"
+        self.tell(
+            f"verified: {proof.mode} at {hooks} hook{'' if hooks == 1 else 's'}{rest if proof.unproven else ''}"
+        )
 
     # Meanwhile
 
@@ -619,12 +628,16 @@ class Enforcement:
 
     def _take_back(self) -> None:
         """Have rules that the breaker has taken back no more than permissive."""
-        if not self._tripped:
+        # A heartbeat waits for no policy that is being compiled: the next one will do.
+        if not self._tripped or not self._exchanging.acquire(blocking=False):
             return
-        with self._exchanging:
+        try:
             with self._lock:
                 trips, self._tripped = self._tripped, []
             self._use(self._state.compiled)
+        finally:
+            self._exchanging.release()
+        self.due.set()
         for trip in trips:
             self.tell(f"BREAKER: {printable(trip.words(), 2000)}")
 
@@ -679,28 +692,23 @@ class Enforcement:
                 self.tell(f"denials can't be counted: {error}")
             self.counts["denials_unkept"] += len(events)
 
-    def act(self, alert: Alert) -> None:
-        """Carry out what an alert has come to, if that is more than an alert."""
-        for answer in alert.verdict.answers:
-            for match in alert.matches:
-                if match.rule.id == answer.rule:
-                    self.carry_out(match.rule, str(answer.action), match.event.process)
-
     def carry_out(self, rule: Rule, action: str, process: Process) -> None:
         """
-        Put a lineage under the verdict that an alert has come to: the process, and all that descends from it.
+        Put a lineage under the verdict that a match has come to: the process, and all that descends from it.
 
-        What there is already of it is looked up, what is born later is born under it.
+        What there is already of it is looked up, what is born later is born under it. Anything but a verdict on processes is nothing to
+        be done here.
         """
         kind = {"quarantine": SentenceKind.QUARANTINE, "kill": SentenceKind.KILL}.get(action)
         if kind is None or self.wanted.refused:
             return
         with self._lock:
             now = self.world.boot_ns()
+            half = now + self.wanted.sentence_ns // 2
+            if any(self._until.get(_Verdict(rule.id, one.key, kind), 0) > half for one in process.lineage()):
+                return  # it is under it already, or somebody above it
             self._until = {one: end for one, end in self._until.items() if end > now}
             verdict = _Verdict(rule.id, process.key, kind)
-            if self._until.get(verdict, 0) - now > self.wanted.sentence_ns // 2:
-                return  # told by an earlier revision of the same alert
             number = self._sentencing.setdefault(rule.id, len(self._sentencing) + 1)
             self.policies.sentence(number, rule)
             until = now + self.wanted.sentence_ns
@@ -852,8 +860,11 @@ class Enforcement:
         with self._lock:
             state.compiled = compiled
             for rule in fresh & state.changes.keys():
-                state.changes[rule] = replace(state.changes[rule], taken_back="")
-                self.breaker.trips.pop(rule, None)
+                state.changes[rule] = replace(
+                    state.changes[rule], taken_back="", since_ns=self.world.now_ns()
+                )
+                state.armed.discard(rule)
+                self._changed = True
             self._note()
         self._tell_missing(compiled)
 

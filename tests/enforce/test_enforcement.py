@@ -431,6 +431,25 @@ def test_recovers():
     assert [said.partition(":")[0] for said in scene.said] == ["verified", "NOT VERIFIED", "verified"]
 
 
+def test_impossible():
+    """What nobody can attempt keeps nothing else from being verified; that it isn't is said."""
+    scene = _Scene(TWO)
+    prove = scene.canary.prove
+
+    def some(hooks, mode):
+        proof = prove(hooks, mode)
+        return replace(
+            proof, results={**proof.results, Hook.KERNEL_LOAD_DATA: Result(Finding.IMPOSSIBLE, "no modules")}
+        )
+
+    scene.canary.prove = some
+    it = scene.started()
+
+    assert (it.verified, it.failure) == ("enforce", None)
+    assert scene.said == ["verified: enforce at 2 hooks; nobody can prove it here at kernel_load_data"]
+    assert it.told()["unproven"] == {"kernel_load_data": "can't be attempted here: no modules"}
+
+
 def test_degrade():
     """With leave to, it goes on permissive, which is proven; another mode that is asked for is tried anew."""
     scene = _Scene(degrade=True)
@@ -784,6 +803,27 @@ def test_breaker():
     assert len(scene.guards.used) == 2
 
 
+def test_breaker_during_a_change():
+    """What is taken back while another policy is compiled is in that one, too; neither walk nor heartbeat wait for it."""
+    scene = tripping()
+    it = scene.started()
+    beats = []
+
+    def meanwhile():
+        walking = threading.Thread(target=lambda: (tripped(scene, it), it.tick()))
+        walking.start()
+        walking.join(10)
+        beats.append((walking.is_alive(), scene.guards.beats, len(scene.guards.used)))
+
+    scene.world.compiling = meanwhile
+    it.change([], settings(TWO))
+
+    assert beats == [(False, 1, 1)]
+    assert {one.id: one.taken_back for one in scene.guards.used[-1].rules} == {"secret": True, "kexec": False}
+    it.tick()
+    assert scene.has_said("BREAKER")
+
+
 def test_taken_back_over_restart_and_modes():
     """It stays so over a restart, and whatever mode the host has; until the rule changes, or somebody says otherwise."""
     scene = tripping()
@@ -816,10 +856,19 @@ def test_another_chance():
     tripped(scene, it)
     it.tick()
     back = it.told()["taken_back"]
+    scene.world.boot += SECOND
     it.set_rule_mode("secret", Mode.ENFORCE)
+    chance = it.told()["taken_back"]
+    first, *others = scene.world.running
+    scene.world.running = [first]
+    tripped(scene, it)
+    one = it.told()["taken_back"]
+    scene.world.running = others
+    tripped(scene, it)
 
-    assert (back, it.told()["taken_back"]) == (["entry:secret"], [])
+    assert (back, chance, one) == (["entry:secret"], [], [])
     assert [one.taken_back for one in scene.guards.used[-1].rules] == [False]
+    assert it.told()["taken_back"] == ["entry:secret"]
 
 
 @pytest.mark.parametrize(
