@@ -10,6 +10,9 @@ if [ "$JOB" = shell ]; then
 	$B stty rows "$ROWS" cols "$COLUMNS"
 	echo "Linux $($B uname -r), $REPOSITORY is read-only, exit switches the machine off"
 	$B setsid $B cttyhack /bin/bash -i || :
+elif [ "$JOB" = program ]; then
+	$B stty -F "$RESULTS" raw -echo
+	("$PYTHON" "$PROGRAM"; $B printf '\000%s\n' $?) </dev/null >"$RESULTS" 2>&1
 else
 	# As under a login: a service that isn't Python itself.
 	("$PYTHON" tests/vm/inside.py /run/vm/tests "$RESULTS" </dev/null; :)
