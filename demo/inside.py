@@ -35,7 +35,7 @@ LIGHTTPD = HERE.parent / "build" / "lighttpd"
 STORE, CONTROL = "state/alerts.db", "control.sock"  # below WORK, as everything
 ALERTS, SAID = WORK / "alerts.jsonl", WORK / "said"
 MODEL = HERE.parent / "build" / "demo-vm" / "model"
-RECORD_SECONDS = 90
+RECORD_SECONDS = 120
 RECORDING = b"\1"
 """What the line with the recording begins with."""
 ORDERS = 4
@@ -158,7 +158,13 @@ class Daemon:
             told = list(whole_lines(ALERTS))
             return next((one for one in reversed(told) if spoke(one, rule, outcome, since)), None)
 
-        alert: dict[str, Any] = self.wait(found, f"no alert that a guard of {rule} says {outcome}")
+        try:
+            alert: dict[str, Any] = self.wait(found, f"no alert that a guard of {rule} says {outcome}")
+        except DemoError:
+            shown("status", "--control", CONTROL, now=True)
+            shown("alerts", "--store", STORE, now=True)
+            shown("enforce", "denials", "--store", STORE, now=True)
+            raise
         return alert
 
 
@@ -311,10 +317,11 @@ def why(label: str, alert: dict[str, Any]) -> None:
     """Show the explanation of an alert, as the demonstration without guards does, and what guards made of it."""
     told_why(Attack(label, "", alerts=[alert]))
     for evidence in alert["evidence"]:
-        if "enforcement" in evidence:
-            said = evidence["enforcement"]
-            scores = {name: said[name] for name in ("anomalous", "mean", "cusum", "process") if name in said}
-            out.print(Text(f"  guard         {said['outcome']} at {said['hook']}, {scores}", "green"))
+        if said := evidence.get("enforcement"):
+            score = f", score {said['score']}" if said["anomalous"] and "score" in said else ""
+            out.print(
+                Text(f"  guard         {said['outcome']} at {said['hook']} in {said['call']}{score}", "green")
+            )
 
 
 def summary(phases: Phases) -> None:
