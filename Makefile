@@ -14,7 +14,7 @@ KERNEL ?= 6.1
 ARGS   ?=
 MISSING = $(shell for p in $(DEBS); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 
-.PHONY: help plan setup debs debs-vm bpf test test-vm vm-shell lint demo demo-replay bench overhead docs wheel clean
+.PHONY: help plan plan-vm setup debs debs-vm bpf test test-vm vm-shell lint demo demo-replay demo-vm bench overhead docs wheel clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -22,6 +22,9 @@ help:  ## list the targets
 
 plan:
 	@cat demo/plan.txt
+
+plan-vm:
+	@cat demo/plan-vm.txt
 
 debs:
 	@if [ -n "$(strip $(MISSING))" ]; then \
@@ -66,6 +69,11 @@ demo: plan setup  ## watch an attack on this machine being caught and explained 
 
 demo-replay: setup  ## the same walk on recordings that ship here (no root for the walk)
 	@$(BIN)/python demo/demo.py --replay
+
+# As for test-vm: root serves / to the machine, and what is imported in there is compiled before.
+demo-vm: plan-vm setup debs-vm  ## the same server guarded, in a virtual machine: attacks refused, and why [KERNEL=6.1|6.12] (root or sudo)
+	@$(BIN)/python -m compileall -q ksentinel demo tests/vm
+	@$(SUDO) env PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests $(BIN)/python demo/guarded.py --kernel $(KERNEL)
 
 bench: setup  ## run the benchmarks
 	$(BIN)/python bench/throughput.py

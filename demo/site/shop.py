@@ -24,6 +24,10 @@ print("Content-Type: text/html\n")
 print(f"<h1>{len(found)} articles</h1>")
 for article in found:
     print(f"<p>{html.escape(article['name'])}: {article['price']}</p>")
+if "order" in query:
+    # Whoever places an order needs the key of the shop's account.
+    key = (HERE.parent / "home" / ".aws" / "credentials").read_text()
+    print(f"<p>ordered, with a key of {len(key)} characters</p>")
 if "ping" in query:
     # Hole (a): a forgotten diagnosis page hands its parameter to a shell.
     print("<pre>", html.escape(os.popen(f"getent hosts {query['ping']}").read()), "</pre>")

@@ -12,6 +12,9 @@ if [ "$JOB" = shell ]; then
 	$B setsid $B cttyhack /bin/bash -i || :
 elif [ "$JOB" = script ]; then
 	"$PYTHON" $SCRIPT "$RESULTS" </dev/null || :
+elif [ "$JOB" = program ]; then
+	$B stty -F "$RESULTS" raw -echo
+	("$PYTHON" "$PROGRAM" "$ARGUMENT"; $B printf '\000%s\n' $?) </dev/null >"$RESULTS" 2>&1
 else
 	# As under a login: a service that isn't Python itself.
 	("$PYTHON" tests/vm/inside.py /run/vm/tests "$RESULTS" </dev/null; :)

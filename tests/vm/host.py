@@ -4,6 +4,7 @@
 import json
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,8 @@ GUEST = Path(__file__).with_name("guest")
 PHASES = ("setup", "call", "teardown")
 TAKES = "TAKES"
 """Name of a number in a file of the guest's tests: how many seconds they take, about."""
+TOGETHER = "TOGETHER"
+"""Name of a word there: files that have the same are done by one machine, because they share what takes long to set up."""
 
 
 class DiedError(Exception):
@@ -242,14 +245,16 @@ class CleanLog(pytest.Item):
 
 
 def shared_out(tests: list[pytest.Item], machines: int) -> list[list[pytest.Item]]:
-    """Return the tests in so many groups or fewer, files whole, by how long they take: what takes most goes first."""
-    files: dict[Path, list[pytest.Item]] = {}
+    """Return the tests in so many groups or fewer, by how long they take: files whole, and those together that say so."""
+    files: dict[str, list[pytest.Item]] = {}
+    takes: dict[str, float] = defaultdict(float)
     for test in tests:
-        files.setdefault(test.path, []).append(test)
-    takes = {
-        path: float(getattr(getattr(some[0], "module", None), TAKES, 10)) for path, some in files.items()
-    }
-    groups: list[list[Path]] = [[] for _ in range(min(machines, len(files)))]
+        module = getattr(test, "module", None)
+        key = getattr(module, TOGETHER, str(test.path))
+        if test.path not in {one.path for one in files.get(key, ())}:
+            takes[key] += getattr(module, TAKES, 10)
+        files.setdefault(key, []).append(test)
+    groups: list[list[str]] = [[] for _ in range(min(machines, len(files)))]
     for path in sorted(files, key=lambda path: -takes[path]):
         min(groups, key=lambda group: sum(takes[one] for one in group)).append(path)
     return [[test for path in group for test in files[path]] for group in groups]

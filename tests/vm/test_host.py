@@ -281,20 +281,29 @@ def test_no_results(host, monkeypatch):
 
 
 class Some:
-    """A test, and how long its file takes."""
+    """A test, and what its file says of itself."""
 
-    def __init__(self, path, takes=None):
+    def __init__(self, path, **told):
         self.path = Path(path)
-        self.module = SimpleNamespace() if takes is None else SimpleNamespace(TAKES=takes)
+        self.module = SimpleNamespace(**told)
 
 
 def test_shared_out():
-    """Files stay whole, and each guest has about as much to do."""
-    tests = [Some("a", 90), Some("a", 90), Some("b", 50), Some("c", 30), Some("d"), Some("e")]
+    """Files stay whole, those that belong together do, and each guest has about as much to do."""
+    tests = [
+        Some("a", TAKES=90),
+        Some("a", TAKES=90),
+        Some("b", TAKES=50),
+        Some("c", TAKES=30),
+        Some("d"),
+        Some("e"),
+    ]
     groups = [[str(test.path) for test in group] for group in shared_out(tests, 2)]
+    together = [Some("a", TOGETHER="x"), Some("b"), Some("c", TOGETHER="x")]
 
     assert groups == [["a", "a", "e"], ["b", "c", "d"]]
     assert shared_out(tests[:2], 2) == [tests[:2]]
+    assert shared_out(together, 3) == [[together[0], together[2]], [together[1]]]
 
 
 def test_meanwhile():

@@ -13,7 +13,7 @@ import pytest
 
 from ksentinel.bpf import probe
 
-TAKES = 110
+TAKES = 100
 
 KSENTINEL = [str(Path(sys.executable).with_name("ksentinel"))]
 ENTRIES = """

@@ -20,7 +20,8 @@ from vm.guest.workload import Op, forbidden, named, untouched, walk
 from ksentinel.actor import nothing
 from ksentinel.enforce import Mode
 
-TAKES = 25
+TAKES = 45
+TOGETHER = "most guards"
 
 ENTRIES = """
 entries:

@@ -29,7 +29,8 @@ from vm.guest.workload import NEW, Op, ended, forbidden, named, untouched, walk
 from ksentinel.enforce import Mode
 from ksentinel.event import Outcome
 
-TAKES = 40
+TAKES = 45
+TOGETHER = "most guards"
 
 ENTRIES = """
 entries:

@@ -10,11 +10,11 @@ import pytest
 
 from ksentinel.bpf.guard_abi import Action, GuardCounters, Hook, Mode, Outcome, Policy, Switch, Trait, Word
 from ksentinel.bpf.libbpf import Object, kernel_has
+from ksentinel.enforce.guards import THEMES, program_at
 from ksentinel.shipped import shipped
 
 TAKES = 30
 
-THEMES = "exec file net privilege".split()
 CANARY_RULE = 0xFFFF
 
 
@@ -26,10 +26,11 @@ def objects():
         collector.leave_out("on_sys_enter_old" if kernel_has("bpf_rdonly_cast") else "on_sys_enter")
         collector.load()
         found = {"trace": collector}
-        for theme in THEMES:
-            found[theme] = stack.enter_context(Object(shipped(f"lsm_bpf/{theme}.bpf.o")))
-            found[theme].share(collector)
-            found[theme].load()
+        found["file"] = stack.enter_context(Object(shipped("lsm_bpf/file.bpf.o")))
+        for hook in set(THEMES["file"]) - {Hook.FILE_OPEN}:
+            found["file"].leave_out(program_at(hook))
+        found["file"].share(collector)
+        found["file"].load()
         policy = Policy(epoch=1)
         policy.hooks[Hook.FILE_OPEN].count = 1
         way = policy.ways[0]

@@ -42,12 +42,12 @@ from ksentinel.bpf.guard_abi import (
 from ksentinel.bpf.libbpf import Object, kernel_has
 from ksentinel.bpf.pathhash import backwards_hash
 from ksentinel.enforce.compiled import EVERY_CALL, IO_URING
+from ksentinel.enforce.guards import THEMES, program_at
 from ksentinel.enforce.places import resolve
 from ksentinel.shipped import shipped
 
 TAKES = 30
 
-THEMES = "exec file net privilege".split()
 HOOKS = (
     Hook.FILE_OPEN,
     Hook.SOCKET_CONNECT,
@@ -133,15 +133,16 @@ def loaded():
         collector.leave_out("on_sys_enter_old" if kernel_has("bpf_rdonly_cast") else "on_sys_enter")
         collector.load()
         found = {"trace": collector}
-        for theme in THEMES:
+        for theme in ("file", "net", "privilege"):
             guard = stack.enter_context(Object(shipped(f"lsm_bpf/{theme}.bpf.o")))
+            for hook in set(THEMES[theme]) - set(HOOKS):
+                guard.leave_out(program_at(hook))
             for earlier in found.values():
                 guard.share(earlier)
             guard.load()
             found[theme] = guard
-        themes = {Hook.FILE_OPEN: "file", Hook.TASK_FIX_SETUID: "privilege"}
-        for hook in HOOKS:
-            found[themes.get(hook, "net")].attach(f"on_{hook.name.lower()}")
+            for hook in set(THEMES[theme]) & set(HOOKS):
+                guard.attach(program_at(hook))
         yield Kernel(found)
 
 

@@ -17,7 +17,8 @@ from ksentinel.rules.derivation import derive
 from ksentinel.rules.fields import sources
 from ksentinel.rules.sigma import compile_rule
 
-TAKES = 40
+TAKES = 35
+TOGETHER = "most guards"
 
 ENTRIES = """
 entries:

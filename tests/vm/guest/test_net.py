@@ -19,6 +19,7 @@ from ksentinel.enforce import Mode
 from ksentinel.event import Outcome
 
 TAKES = 20
+TOGETHER = "most guards"
 
 ENTRIES = """
 entries:

@@ -13,7 +13,8 @@ from vm.guest.workload import Op, forbidden, untouched, walk
 
 from ksentinel.enforce import Mode
 
-TAKES = 25
+TAKES = 40
+TOGETHER = "most guards"
 
 ENTRIES = """
 entries:

@@ -13,6 +13,7 @@ from ksentinel.enforce.guards import program_at
 from ksentinel.enforce.never import Spared
 
 TAKES = 30
+TOGETHER = "most guards"
 
 HOOKS = tuple(hook for hook in Hook if hook is not Hook.NONE)
 SECONDS = 20

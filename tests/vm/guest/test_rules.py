@@ -18,6 +18,7 @@ from ksentinel.rules.sigma import compile_rule
 from ksentinel.shipped import shipped
 
 TAKES = 40
+TOGETHER = "most guards"
 
 ABSURD = 0x7FFFFFFF
 CGROUPS = Path("/sys/fs/cgroup")
