@@ -241,7 +241,7 @@ class Here:
     def is_helper(self, process: Process) -> bool:
         """Tell whether a process is the canary's helper, or one of its children."""
         helpers = self.helpers  # another thread may start one
-        return process.key in helpers or any(above.key in helpers for above in process.ancestors())
+        return bool(helpers) and any(one.key in helpers for one in (process, *process.ancestors()))
 
     def login(self, pid: int) -> Login | None:
         """Return the login that a process belongs to; None if it has ended."""

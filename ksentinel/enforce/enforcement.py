@@ -705,8 +705,9 @@ class Enforcement:
         with self._lock:
             now = self.world.boot_ns()
             half = now + self.wanted.sentence_ns // 2
-            if any(self._until.get(_Verdict(rule.id, one.key, kind), 0) > half for one in process.lineage()):
-                return  # it is under it already, or somebody above it
+            above = (process, *process.ancestors())
+            if any(self._until.get(_Verdict(rule.id, one.key, kind), 0) > half for one in above):
+                return  # it is under it already, or was born under it
             self._until = {one: end for one, end in self._until.items() if end > now}
             verdict = _Verdict(rule.id, process.key, kind)
             number = self._sentencing.setdefault(rule.id, len(self._sentencing) + 1)

@@ -979,11 +979,12 @@ def test_sentence():
 
 
 def test_sentence_once():
-    """Revisions of an alert don't say it again; another kind does, and so does a later one; others ask for nothing."""
+    """A rule that matches again doesn't say it again, nor of who was born below; another kind does, and so does a later one."""
     scene = _Scene()
     it = scene.started()
     for action in ("alert", "deny", "quarantine", "quarantine", "kill"):
         it.carry_out(RULE, action, SHELL)
+    it.carry_out(RULE, "kill", child(CAT, 77, "/bin/late"))
     often = it.counts["sentences"]
     scene.world.boot += 301 * SECOND
     it.carry_out(RULE, "quarantine", SHELL)
