@@ -6,6 +6,7 @@ With ``learn`` as its argument a recording of the shop's ordinary use is made in
 """
 
 import base64
+import errno
 import json
 import lzma
 import os
@@ -40,8 +41,11 @@ RECORDING = b"\1"
 """What the line with the recording begins with."""
 ORDERS = 4
 PATIENCE = 120.0
+SETTLED = 4.0
+"""The model's say may come a moment after the guard's."""
 
 SHELL = "6f0f0a53-5a0e-4c0b-9a55-0b7a3f1d2c64"  # guards/shell_below_web_server.yml
+EPERM = os.strerror(errno.EPERM)
 TWO_KEY = "entry:key-of-the-shop"
 OPERATORS_FILE = """\
 entries:
@@ -83,7 +87,9 @@ class Shop:
     def command_injection(self) -> Got:
         """(a) The diagnosis page's shell shows the key."""
         page = self._page(q="oak", ping=f"localhost; cat {self.secret}")
-        return Got(SECRET.strip() in page, SECRET.strip() if SECRET.strip() in page else last(self._log()))
+        if SECRET.strip() in page:
+            return Got(True, SECRET.strip())
+        return Got(False, last((self.server.work / "scripts.log").read_text(errors="replace")))
 
     def code_injection(self) -> Got:
         """(b) The sort key is code: the script's own process connects out, reads the key and sends it."""
@@ -94,9 +100,6 @@ class Shop:
             time.sleep(0.1)
         got = b"".join(self.listener.received[before:]).decode(errors="replace")
         return Got(got == SECRET, last(got))
-
-    def _log(self) -> str:
-        return (self.server.work / "error.log").read_text(errors="replace")
 
     def _page(self, **query: str) -> str:
         try:
@@ -165,7 +168,8 @@ class Daemon:
             shown("alerts", "--store", STORE, now=True)
             shown("enforce", "denials", "--store", STORE, now=True)
             raise
-        return alert
+        time.sleep(SETTLED)
+        return found() or alert
 
 
 def spoke(alert: dict[str, Any], rule: str, outcome: str, since: float) -> bool:
@@ -205,13 +209,8 @@ class Phases:
         ):
             got = act()
             what = "the attacker has" if got.wanted else "refused"
-            self._told(
-                mode,
-                name,
-                f"{what}: {got.seen}",
-                got.wanted != refused,
-                "refused" if refused else "went through",
-            )
+            right = not got.wanted and EPERM in got.seen if refused else got.wanted
+            self._told(mode, name, f"{what}: {got.seen}", right, "refused" if refused else "went through")
         again = self.shop.order()
         if not again.wanted:
             self.wrong.append(f"{mode}: after the attacks nobody can order: {again.seen}")
@@ -293,7 +292,7 @@ def guarded(shop: Shop) -> None:
 
         step("Enforcing: the same guards refuse")
         shown("enforce", "mode", "enforce", "--control", CONTROL, now=True)
-        shown("status", "--control", CONTROL, now=True)
+        show_posture()
         since = phases.go("enforce", refused=True)
         daemon.alert(SHELL, "denied", since)
         alert = daemon.alert(TWO_KEY, "denied", since)
@@ -321,10 +320,15 @@ def why(label: str, alert: dict[str, Any]) -> None:
     told_why(Attack(label, "", alerts=[alert]))
     for evidence in alert["evidence"]:
         if said := evidence.get("enforcement"):
-            score = f", score {said['score']}" if said["anomalous"] and "score" in said else ""
-            out.print(
-                Text(f"  guard         {said['outcome']} at {said['hook']} in {said['call']}{score}", "green")
-            )
+            out.print(Text(f"  guard         {said['outcome']} at {said['hook']} in {said['call']}", "green"))
+
+
+def show_posture() -> None:
+    """Show what a status says of enforcement, and leave out the rest."""
+    out.print(Text(f"$ ksentinel status --control {CONTROL} | grep -A 2 requested", "bold"))
+    told = subprocess.check_output([*KSENTINEL, "status", "--control", CONTROL], text=True).splitlines()
+    first = next(i for i, line in enumerate(told) if "requested" in line)
+    out.print(Text("\n".join(told[first : first + 3])))
 
 
 def summary(phases: Phases) -> None:

@@ -21,6 +21,7 @@ server.bind = "127.0.0.1"
 server.port = {port}
 server.pid-file = "{work}/lighttpd.pid"
 server.errorlog = "{work}/error.log"
+server.breakagelog = "{work}/scripts.log"
 server.modules = ("mod_cgi")
 index-file.names = ("index.html")
 mimetype.assign = (".html" => "text/html", "" => "application/octet-stream")
