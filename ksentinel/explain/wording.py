@@ -43,9 +43,14 @@ def paragraph(alert: Alert, window: Mapping[str, Any]) -> str:
 def _enforced(alert: Alert) -> str:
     """Return what guards made of it: the gravest."""
     told = [e for e in alert.evidence if e.enforcement is not None]
-    event = max((e.enforcement for e in told if e.enforcement), key=lambda e: e.outcome.rank)
+    worst = max(told, key=lambda e: e.enforcement.outcome.rank if e.enforcement else 0)
+    event = worst.enforcement
+    assert event is not None  # noqa: S101  # of those alone
     where = f"in the kernel at {printable(event.hook, 40)}"
-    key = ", because its score was over the threshold as well" if event.anomalous else ""
+    # A score may be over its threshold without having been asked.
+    response = worst.match.rule.response if worst.match is not None else None
+    asked = response is not None and response.anomalous
+    key = ", because its score was over the threshold as well" if event.anomalous and asked else ""
     if event.outcome is Outcome.DENIED:
         ended = " and the process ended" if event.killed else ""
         by = " by a verdict on the process" if event.sentence else ""

@@ -15,7 +15,7 @@ from ksentinel.enforce.denial import match_of
 from ksentinel.event import Address, AuditEvent, ExecEvent, Origin, Outcome, Process, ProcessKey, SyscallEvent
 from ksentinel.explain.wording import clause, did, name, paragraph
 from ksentinel.level import Level
-from ksentinel.rules import Clause, Exemption, Match, Rule
+from ksentinel.rules import Clause, Exemption, Match, Response, Rule
 from ksentinel.verdict import Verdict
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -283,10 +283,10 @@ def test_any(process, event, clauses, title):
     assert text == paragraph(told, WINDOW)
 
 
-def denied(**fields):
+def denied(response=None, **fields):
     """Return an alert of what a guard did."""
     event = denial(rule="r", **fields)
-    one = match_of(event, {"r": Rule("r", "Shadow read", Level.MEDIUM)})
+    one = match_of(event, {"r": Rule("r", "Shadow read", Level.MEDIUM, response=response)})
     return replace(
         alert([one]), evidence=(Evidence(1, START, START, match=one, enforcement=event, enforced=1),)
     )
@@ -297,8 +297,9 @@ def denied(**fields):
     [
         ({}, "It was denied in the kernel at file_open."),
         ({"killed": True}, "It was denied in the kernel at file_open and the process ended."),
+        ({"anomalous": True}, "It was denied in the kernel at file_open."),
         (
-            {"anomalous": True},
+            {"anomalous": True, "response": Response("deny", inline=True, anomalous=True)},
             "It was denied in the kernel at file_open, because its score was over the threshold as well.",
         ),
         ({"sentence": "kill"}, "It was denied in the kernel at file_open by a verdict on the process."),
