@@ -6,6 +6,7 @@ With ``learn`` as its argument a recording of the shop's ordinary use is made in
 """
 
 import base64
+import contextlib
 import errno
 import json
 import lzma
@@ -37,6 +38,7 @@ STORE, CONTROL = "state/alerts.db", "control.sock"  # below WORK, as everything
 ALERTS, SAID = WORK / "alerts.jsonl", WORK / "said"
 MODEL = HERE.parent / "build" / "demo-vm" / "model"
 RECORD_SECONDS = 120
+QUIET_SECONDS = 8
 RECORDING = b"\1"
 """What the line with the recording begins with."""
 ORDERS = 4
@@ -264,15 +266,26 @@ def learn(server: WebServer) -> None:
             recording.kill()
             raise DemoError(f"ksentinel record doesn't start: {SAID.read_text(errors='replace')}")
         time.sleep(0.2)
-    with Visitors(server, rate=4.0, threads=3, orders=0.4) as visitors:
-        recording.wait()
+    requests = 0
+    while recording.poll() is None:
+        # A server that nobody asks anything for a while is ordinary, too.
+        waited(recording, QUIET_SECONDS)
+        with Visitors(server, rate=4.0, threads=3, seed=requests, orders=0.4) as visitors:
+            waited(recording, 3 * QUIET_SECONDS)
+        requests += visitors.requests
     if recording.returncode:
         raise DemoError(f"ksentinel record failed: {SAID.read_text(errors='replace')}")
-    out.print(f"{visitors.requests} requests", style="dim")
+    out.print(f"{requests} requests", style="dim")
     packed = lzma.compress(Path("normal.db").read_bytes(), preset=1)
     sys.stdout.flush()
     sys.stdout.buffer.write(RECORDING + base64.b64encode(packed) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def waited(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for a process to end, but no longer than this."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
 
 
 def guarded(shop: Shop) -> None:
