@@ -115,12 +115,12 @@ class Daemon:
 
     def __enter__(self) -> Self:
         command = [
-            "enforce", "--mode", "permissive", "--model", MODEL, "--rules", "guards", "--config", "config.yml",
+            "enforce", "--mode", "permissive", "--model", "model", "--rules", "guards", "--config", "config.yml",
             "--store", STORE, "--control", CONTROL, "--json",
         ]  # fmt: skip
         shown(*command)
         with ALERTS.open("wb") as alerts, SAID.open("wb") as said:
-            self.process = subprocess.Popen([*KSENTINEL, *map(str, command)], stdout=alerts, stderr=said)
+            self.process = subprocess.Popen([*KSENTINEL, *command], stdout=alerts, stderr=said)
         try:
             self.wait(
                 lambda: "verified: permissive" in self.said() and "watching" in self.said(),
