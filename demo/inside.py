@@ -290,9 +290,9 @@ def waited(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 def guarded(shop: Shop) -> None:
     """Stand by, refuse, let go."""
-    shutil.copytree(
-        HERE / "guards", "guards"
-    )  # of a clone that isn't root's, root's ksentinel takes no rules
+    shutil.copytree(MODEL, "model")
+    # Of a clone that isn't root's, root's ksentinel takes no rules.
+    shutil.copytree(HERE / "guards", "guards")
     Path("enforce.yml").write_text(OPERATORS_FILE.format(key=shop.secret))
     Path("config.yml").write_text(CONFIG.format(file=WORK / "enforce.yml"))
     step("Permissive: guards tell what they would refuse, and refuse nothing")
