@@ -280,7 +280,7 @@ def test_killed_observer_leaves_nothing():
             assert observer.stdout.readline() == "up\n"
             held = bpf_ids(observer.pid)
             assert {kind: len(ids) for kind, ids in held.items()}.keys() == {"prog_id", "link_id", "map_id"}
-            assert len(held["prog_id"]) == 5
+            assert len(held["prog_id"]) == 6
             assert all(exists(kind, number) for kind, ids in held.items() for number in ids)
         finally:
             observer.send_signal(signal.SIGKILL)
