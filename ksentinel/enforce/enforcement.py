@@ -10,28 +10,28 @@ switches that are in force, lately; nothing else ends up there.
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
-from ksentinel.bpf import guard_abi
-from ksentinel.bpf.guard_abi import Hook, SentenceKind
+from ksentinel.bpf.guard_abi import Hook
 from ksentinel.enforce import Mode, OnExit
 from ksentinel.enforce.breaker import WITHIN_NS, Breaker, Change, Trip, changes
-from ksentinel.enforce.canary import Finding, Mailbox, Proof
+from ksentinel.enforce.canary import Mailbox, Proof
 from ksentinel.enforce.compiled import Compiled, GuardRule
 from ksentinel.enforce.compiler import called, renamed
 from ksentinel.enforce.denial import ENTRY, Policies, identity
-from ksentinel.enforce.never import Spared
 from ksentinel.enforce.never import missing as missing_spared
+from ksentinel.enforce.notice import unproven, unverified
 from ksentinel.enforce.rollout import Confirmation, Login, Release, Stage, least
+from ksentinel.enforce.sentencing import Sentencing
 from ksentinel.enforce.settings import Entry, Settings
+from ksentinel.enforce.surroundings import Guarding, Proving, World
 from ksentinel.errors import HostError, KsentinelError, UsageError
-from ksentinel.event import AuditEvent, HookEvent, Origin, Process, ProcessKey, Record
-from ksentinel.level import Level
+from ksentinel.event import HookEvent, Process
 from ksentinel.printable import printable
-from ksentinel.rules import Clause, Match, Rule
+from ksentinel.rules import Match, Rule
 
 SECOND = 1_000_000_000
 PROVE_EVERY_NS = 60 * SECOND
@@ -43,115 +43,6 @@ SWEEP_EVERY = 30
 """Ticks."""
 PATIENCE = 3
 """So many proofs in a row may fail once one has succeeded: what is busy for a moment isn't broken."""
-CATCH_UP_NS = 5 * SECOND
-"""For how long children of who is under a verdict are looked for, of whose birth we hear late."""
-
-UNVERIFIED = Rule(
-    "ksentinel:unverified",
-    "Enforcement is not verified",
-    Level.CRITICAL,
-    file="",
-    tags=("attack.defense_evasion", "attack.t1562.001"),
-    source="ksentinel",
-)
-"""What alerts about enforcement that is asked for, and isn't proven, are of."""
-
-
-class Guarding(Protocol):
-    """What `guards.Guards` does, as far as it is needed here."""
-
-    mode: Mode
-    most: Mode | None
-    missing: dict[Hook, str]
-    epoch: int
-    following: int
-
-    @property
-    def attached(self) -> tuple[Hook, ...]:
-        """Where guards stand."""
-
-    @property
-    def released(self) -> bool:
-        """Whether nothing is denied."""
-
-    def use(self, compiled: Compiled, processes: Iterable[Process]) -> int:
-        """Have a policy decide."""
-
-    def spare(self, never: Iterable[Spared]) -> None:
-        """Deny those nothing."""
-
-    def cgroup_modes(self, modes: Mapping[int, Mode]) -> None:
-        """Let control groups have modes."""
-
-    def release(self, *, on: bool) -> None:
-        """Let everything go."""
-
-    def beat(self) -> None:
-        """Tell that somebody still watches."""
-
-    def sentence(
-        self, key: ProcessKey, kind: SentenceKind, until_ns: int, number: int, mode: Mode | None = None
-    ) -> None:
-        """Carry out a verdict."""
-
-    def lift(self, key: ProcessKey) -> None:
-        """End one."""
-
-    def sentences(self) -> dict[ProcessKey, guard_abi.Sentence]:
-        """Return who is under one."""
-
-    def counters(self) -> dict[str, int]:
-        """Return what they have done."""
-
-
-class Proving(Protocol):
-    """`canary.Canary`."""
-
-    def prove(self, hooks: Iterable[Hook], mode: Mode) -> Proof:
-        """Prove that guards do what a mode says."""
-
-    def stop(self) -> None:
-        """Have a proof that goes on end soon."""
-
-
-class World(Protocol):
-    """What enforcement asks the host."""
-
-    def boot_ns(self) -> int:
-        """Nanoseconds since boot."""
-
-    def now_ns(self) -> int:
-        """Nanoseconds since the epoch."""
-
-    def processes(self) -> Sequence[Process]:
-        """Who runs."""
-
-    def own(self) -> Process:
-        """Return ksentinel's own process."""
-
-    def login(self, pid: int) -> Login | None:
-        """Return the login that a process belongs to; None if it has ended."""
-
-    def compile(self, rules: Any, settings: Settings) -> Compiled:
-        """Return the policy of rules and settings; raises RuleError."""
-
-    def never(self, settings: Settings) -> Sequence[Spared]:
-        """Return who is never denied anything."""
-
-    def cgroups(self, path: str) -> tuple[int, ...]:
-        """Return the id of a control group; empty if there is none."""
-
-    def releases(self) -> Sequence[Release]:
-        """Return who wants out: by the flag file, by the kernel's command line."""
-
-    def changes(self) -> dict[str, Change]:
-        """Return since when rules have been what they are."""
-
-    def keep_changes(self, changes: Mapping[str, Change]) -> None:
-        """Keep that."""
-
-    def forgive(self) -> None:
-        """Write down that the boots weren't the guards' doing; raises InputError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +83,6 @@ class _InForce:
     released: bool
     epoch: int
     hooks: tuple[Hook, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """A verdict on a process that is carried out."""
-
-    rule: str
-    key: ProcessKey
-    kind: SentenceKind
 
 
 @dataclass(slots=True)
@@ -301,8 +183,9 @@ class Enforcement:
         self._notices: list[Match] = []
         self._tripped: list[Trip] = []
         self._changed = False
-        self._sentencing: dict[str, int] = {}
-        self._until: dict[_Verdict, int] = {}
+        self.sentencing = Sentencing(
+            guards, world, self.policies, self._lock, self.counts, tell, lasts_ns=wanted.sentence_ns
+        )
         self.keep: Callable[[Sequence[HookEvent]], None] = lambda _: None
         self.reload: Callable[[Any], None] = lambda _: None
         compiled = world.compile(rules, settings)
@@ -468,9 +351,7 @@ class Enforcement:
         """Deny nothing any more, whatever else says so, and let everybody go who is under a verdict."""
         with self._lock:
             self.guards.release(on=True)
-            self._until.clear()
-            for key in self.guards.sentences():
-                self.guards.lift(key)
+            self.sentencing.lift_all()
             self._note()
         self.tell("released: nothing is denied until a mode is asked for again")
 
@@ -540,7 +421,7 @@ class Enforcement:
         state.proof, state.proven, state.proven_ns = proof, asked, began_ns
         if self.wanted.refused:
             if before is None and self.requested is not Mode.OFF:
-                self._notices.append(self._notice(proof))
+                self._notices.append(self._unverified(proof))
             state.next_proof_ns = now + PROVE_EVERY_NS
             return False
         if proof.verified:
@@ -552,12 +433,12 @@ class Enforcement:
             return False
         state.failures += 1
         state.next_proof_ns = now + min(AGAIN_NS << min(state.failures - 1, 8), PROVE_EVERY_NS)
-        why = f"enforcement can't be verified: {_unproven(proof)}"
+        why = f"enforcement can't be verified: {unproven(proof)}"
         if why != state.why:
             self.tell(f"NOT VERIFIED: {why}")
         state.why = why
         if state.failures == 1:
-            self._notices.append(self._notice(proof))
+            self._notices.append(self._unverified(proof))
         # At the start at once; later on a machine that is busy for a moment must not end it.
         if self._strictest() is not Mode.ENFORCE or (state.proven_once and state.failures < PATIENCE):
             return False
@@ -568,6 +449,10 @@ class Enforcement:
             return True
         self.fail(HostError(why, remedy="see docs/enforcement.md; --degrade goes on permissive instead"))
         return False
+
+    def _unverified(self, proof: Proof) -> Match:
+        world = self.world
+        return unverified(proof, str(self.requested), world.own(), world.now_ns(), self.wanted.refused)
 
     def _strictest(self) -> Mode:
         """Return the strictest mode that anything is enforced by."""
@@ -598,7 +483,7 @@ class Enforcement:
             if not self.counts["ticks"] % SWEEP_EVERY:
                 self.guards.sentences()  # takes away those that have ended
             self.counts["ticks"] += 1
-            self._catch_up()
+            self.sentencing.catch_up()
         self.keep_changes()
         if self.is_due():
             self.due.set()
@@ -693,80 +578,13 @@ class Enforcement:
             self.counts["denials_unkept"] += len(events)
 
     def carry_out(self, rule: Rule, action: str, process: Process) -> None:
-        """
-        Put a lineage under the verdict that a match has come to: the process, and all that descends from it.
-
-        What there is already of it is looked up, what is born later is born under it. Anything but a verdict on processes is nothing to
-        be done here.
-        """
-        kind = {"quarantine": SentenceKind.QUARANTINE, "kill": SentenceKind.KILL}.get(action)
-        if kind is None or self.wanted.refused:
-            return
-        with self._lock:
-            now = self.world.boot_ns()
-            half = now + self.wanted.sentence_ns // 2
-            above = (process, *process.ancestors())
-            if any(self._until.get(_Verdict(rule.id, one.key, kind), 0) > half for one in above):
-                return  # it is under it already, or was born under it
-            self._until = {one: end for one, end in self._until.items() if end > now}
-            verdict = _Verdict(rule.id, process.key, kind)
-            number = self._sentencing.setdefault(rule.id, len(self._sentencing) + 1)
-            self.policies.sentence(number, rule)
-            until = now + self.wanted.sentence_ns
-            below = self._below(process.key)
-            failed = [key for key in (process.key, *below) if not self._sentence(key, kind, until, number)]
-            if process.key not in failed:
-                self._until[verdict] = until
-                self.counts["sentences"] += 1
-        if failed:
-            self.tell(
-                f"{action} can't be carried out on {len(failed)} of {len(below) + 1} processes: no room in the kernel"
-            )
-        if process.key not in failed:
-            self.tell(
-                f"{action} for {self.wanted.sentence_ns // SECOND} s, {self.guards.mode}: process {process.key.pid} "
-                f"({printable(process.exe, 200)}) and {len(below)} below it, by rule {rule.title!r}"
-            )
-
-    def _below(self, key: ProcessKey) -> list[ProcessKey]:
-        return [
-            one.key
-            for one in self.world.processes()
-            if one.key != key and any(above.key == key for above in one.ancestors())
-        ]
-
-    def _sentence(self, key: ProcessKey, kind: SentenceKind, until_ns: int, number: int) -> bool:
-        try:
-            self.guards.sentence(key, kind, until_ns, number)
-        except HostError:
-            self.counts["sentences_failed"] += 1
-            return False
-        return True
-
-    def _catch_up(self) -> None:
-        """Sentence those who were born just before a verdict, and whose birth was still on its way then."""
-        fresh = self.world.boot_ns() + self.wanted.sentence_ns - CATCH_UP_NS
-        late = [(verdict, until) for verdict, until in self._until.items() if until > fresh]
-        if not late:
-            return
-        under = self.guards.sentences()
-        for verdict, until in late:
-            for key in self._below(verdict.key):
-                if key not in under:
-                    self._sentence(key, verdict.kind, until, self._sentencing[verdict.rule])
+        """Put a lineage under the verdict that a match has come to, if it is one on processes."""
+        if not self.wanted.refused:
+            self.sentencing.carry_out(rule, action, process)
 
     def lift(self, pid: int) -> int:
         """End the verdicts on a process and on all below it; return how many that were."""
-        with self._lock:
-            below = {
-                one.key
-                for one in self.world.processes()
-                if one.key.pid == pid or any(above.key.pid == pid for above in one.ancestors())
-            }
-            found = [key for key in self.guards.sentences() if key.pid == pid or key in below]
-            for key in found:
-                self.guards.lift(key)
-            return len(found)
+        return self.sentencing.lift(pid)
 
     def told(self) -> dict[str, Any]:
         """Return all of that, for `status`."""
@@ -942,32 +760,6 @@ class Enforcement:
             found |= dict.fromkeys(numbers, mode)
         return found
 
-    def _notice(self, proof: Proof) -> Match:
-        process = self.world.own()
-        clauses = tuple(
-            Clause("canary", hook.name.lower(), f"is not what {proof.mode} asks for", str(result.finding))
-            for hook, result in proof.unproven.items()
-        )
-        told = (
-            ("requested", str(self.requested)),
-            ("verified", "no"),
-            *((("why", self.wanted.refused),) if self.wanted.refused else ()),
-            *(
-                (hook.name.lower(), f"{result.finding}: {result.what}")
-                for hook, result in proof.unproven.items()
-            ),
-        )
-        event = AuditEvent(
-            time_ns=self.world.now_ns(),
-            process=process,
-            tid=process.key.pid,
-            origin=Origin.BPF,
-            type="KSENTINEL_UNVERIFIED",
-            records=(Record("KSENTINEL_UNVERIFIED", told),),
-        )
-        none = Clause("canary", "hooks", "is 0", "0")
-        return Match(UNVERIFIED, event, clauses or (none,))
-
 
 def _is_entry(rule: GuardRule) -> bool:
     return identity(rule) != rule.id
@@ -989,16 +781,3 @@ def _digests(compiled: Compiled) -> dict[str, str]:
 
 def _least(words: str, limits: Sequence[tuple[Mode, str]]) -> Mode:
     return least(Mode.ENFORCE, *(most for most, others in limits if others == words))
-
-
-def _unproven(proof: Proof) -> str:
-    if not proof.results:
-        return "no guard is attached: no rule asks for one on this kernel"
-    told: dict[tuple[Finding, str], list[str]] = {}
-    for hook, result in proof.unproven.items():
-        told.setdefault((result.finding, result.what), []).append(hook.name.lower())
-    return "; ".join(
-        f"{', '.join(hooks[:4])}{f' and {len(hooks) - 4} more' if len(hooks) > 4 else ''}: {finding}"
-        + (f" ({what})" if what else "")
-        for (finding, what), hooks in told.items()
-    )

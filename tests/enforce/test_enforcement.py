@@ -16,16 +16,16 @@ from ksentinel.enforce.canary import Finding, Mailbox, Proof, Result
 from ksentinel.enforce.compiler import compile_policy
 from ksentinel.enforce.enforcement import (
     AGAIN_NS,
-    CATCH_UP_NS,
     PATIENCE,
     PROVE_EVERY_NS,
     STALE_NS,
-    UNVERIFIED,
     Enforcement,
     Wanted,
 )
 from ksentinel.enforce.never import Spared
+from ksentinel.enforce.notice import UNVERIFIED
 from ksentinel.enforce.rollout import Confirmation, Login, Release
+from ksentinel.enforce.sentencing import CATCH_UP_NS
 from ksentinel.enforce.settings import parse_settings
 from ksentinel.errors import HostError, InputError, RuleError, UsageError
 from ksentinel.event import Outcome, Process, ProcessKey
