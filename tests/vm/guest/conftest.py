@@ -17,8 +17,12 @@ from ksentinel.enforce.denial import Policies
 from ksentinel.enforce.guards import CONFINING, Guards
 from ksentinel.enforce.places import resolve
 from ksentinel.enforce.settings import parse_settings
+from ksentinel.enforce.vital import Own
 from ksentinel.event import HookEvent
 from ksentinel.shipped import shipped
+
+NOBODY = Own("/usr/sbin/ksentinel")
+"""ksentinel itself is Python, and so are those whom these policies deny something."""
 
 
 class Standing:
@@ -42,7 +46,12 @@ class Standing:
         text = "\n".join([f"{key}: {value}" for key, value in settings.items()] + [entries or "entries: []"])
         # What it would do to a host is what the tests are about.
         self.compiled = compile_policy(
-            rules, parse_settings(text, "enforce.yml"), resolve=resolve, arch=platform.machine(), also=also
+            rules,
+            parse_settings(text, "enforce.yml"),
+            resolve=resolve,
+            arch=platform.machine(),
+            also=also,
+            own=NOBODY,
         )
         self.policies.add(self.guards.epoch + 1, self.compiled)
         self.denials()

@@ -54,7 +54,7 @@ def worker(tmp_path_factory, standing):
         windows += [item for item in items if isinstance(item, Window)]
     fitted = windows[: len(windows) * 2 // 3]
     model = NGramModel().fit(fitted)
-    table = KernelTable.fit(model, fitted, lambda number: bytes([number]) * 16)
+    table = KernelTable.fit(model, fitted, lambda count: bytes(range(1, count + 1)))
     standing.live.collector.use(calibrated(table, model, windows[len(fitted) :]))
     return run
 
